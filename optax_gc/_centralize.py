@@ -1,0 +1,165 @@
+"""Gradient Centralization: subtract from each unit's gradient its mean over the fan-in."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from ._axes import Axes, AxesLike, Leaf, axes_from_rank, is_axes, reasons, resolve
+from ._match import match
+
+
+def centralize(
+    axes: AxesLike = axes_from_rank, *, specs: Any = None
+) -> optax.GradientTransformation:
+    """Subtracts from each output unit's gradient its mean over the fan-in.
+
+    For a gradient g of a parameter with fan-in axes A, the update is ``g - mean(g, A)``. Put it
+    before an optimizer, ``optax.chain(centralize(), optax.adam(lr))``, or between its parts:
+    ``optax.chain(optax.scale_by_adam(), centralize(), optax.scale_by_learning_rate(lr))`` keeps the
+    mean of each unit's weights.
+
+    The mean is taken and subtracted in float32, in float64 and complex for those, and the result
+    cast once to the gradient's dtype. Structure, shapes, dtypes, weak types and shardings are kept.
+    Integer, boolean and float0 leaves, None and ``optax.MaskedNode`` pass through untouched, as
+    does every parameter with a fan-in of one, whose gradient the subtraction would erase.
+
+    Args:
+      axes: over which axes each parameter's gradient is averaged: a tree like the parameters, or a
+        prefix of it, with a tuple of ints at each leaf; or a function from parameters to such a
+        tree. ``()`` leaves a parameter alone. A tuple that reaches a parameter of rank below 2
+        through a prefix leaves it alone. Containers match by their keys: a plain dict does for an
+        ``nnx.State`` or an Equinox module.
+      specs: tree, or prefix tree, of the ``jax.sharding.PartitionSpec`` under which the gradients
+        are manual inside ``jax.shard_map``. Means are then also taken over the mesh axes that shard
+        a parameter's fan-in. Not needed under ``jax.jit`` with sharded arrays.
+
+    Returns:
+      A stateless transformation: its state is always ``optax.EmptyState``.
+
+    Raises:
+      ValueError: from ``init``, if the axes or specs do not match the parameters, or some do not
+        fit their parameter's shape. ``init`` warns if nothing at all is selected, unless ``axes``
+        is ``()``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from optax_gc import centralize
+      >>> params = {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)}
+      >>> grads = {"kernel": jnp.array([[1.0, 0.0], [2.0, 0.0], [6.0, 3.0]]), "bias": jnp.ones(2)}
+      >>> tx = optax.chain(centralize(), optax.sgd(1.0))
+      >>> updates, _ = tx.update(grads, tx.init(params))
+      >>> print(updates["kernel"])
+      [[ 2.  1.]
+       [ 1.  1.]
+       [-3. -2.]]
+      >>> print(updates["bias"])
+      [-1. -1.]
+
+    References:
+      Yong, Huang, Hua, Zhang, Gradient Centralization: A New Optimization Technique for Deep Neural
+      Networks, ECCV 2020, https://arxiv.org/abs/2004.01461, equation 1 and algorithms 1 and 2.
+    """
+
+    def init(params: optax.Params) -> optax.EmptyState:
+        leaves, _ = _resolve_sharded(axes, specs, params)
+        given_nothing = is_axes(axes) and not axes
+        if leaves and not given_nothing and not any(leaf.axes for leaf in leaves):
+            warnings.warn(
+                "centralize() selects nothing, so every gradient will pass unchanged. Parameters "
+                f"are left alone for: {reasons(leaves)}. Give axes that select some, put it before "
+                "optax.flatten, or pass axes=() if nothing is meant.",
+                stacklevel=2,
+            )
+        return optax.EmptyState()
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        del params
+        leaves, mesh_axes = _resolve_sharded(axes, specs, updates, inside=True)
+        centred = [
+            _subtract_mean(leaf.value, leaf.axes, [name for axis in leaf.axes for name in by[axis]])
+            if leaf.axes
+            else leaf.value
+            for leaf, by in zip(leaves, mesh_axes, strict=True)
+        ]
+        return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(updates), centred), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _subtract_mean(g: jax.Array, axes: Axes, mesh_axes: Sequence[str]) -> jax.Array:
+    """P g = g - e (eᵀ g), where e is constant along the fan-in and of norm one."""
+    wide = g.dtype if jnp.finfo(g.dtype).bits >= 32 else jnp.float32
+    x = lax.convert_element_type(g, wide) if g.dtype != wide else jnp.asarray(g)
+    # lax, since jnp.mean would lose the weak type.
+    mean = lax.expand_dims(lax.reduce_sum(x, axes), axes) / math.prod(g.shape[a] for a in axes)
+    if mesh_axes:
+        mean = lax.pmean(mean, tuple(mesh_axes))
+    if not jnp.iscomplexobj(mean):
+        # Changes no value. It keeps XLA from fusing the reduction and the subtraction into one
+        # loop, which for wide kernels writes a centred copy of the whole gradient.
+        mean = lax.clamp(-jnp.inf, mean, jnp.inf)
+    centred = x - mean
+    return lax.convert_element_type(centred, g.dtype) if g.dtype != wide else centred
+
+
+def _resolve_sharded(
+    axes: AxesLike, specs: Any, tree: Any, *, inside: bool = False
+) -> tuple[list[Leaf], list[list[tuple[str, ...]]]]:
+    """Resolves `axes` against the whole shapes of leaves that may be shards.
+
+    Args:
+      axes: as `centralize` takes them.
+      specs: as `centralize` takes them.
+      tree: gradients or parameters.
+      inside: whether `tree` is known to hold shards. Otherwise, where the mesh axes are not bound,
+        it holds whole arrays.
+
+    Returns:
+      The leaves, and for each leaf and dimension the names of the mesh axes that shard it.
+    """
+    mesh_axes, shapes = [], []
+    for path, leaf, spec, _ in match(
+        PartitionSpec() if specs is None else specs,
+        tree,
+        lambda x: isinstance(x, PartitionSpec),
+        name="specs",
+        hint="Give each parameter a jax.sharding.PartitionSpec, P() if it is not sharded.",
+    ):
+        shape = tuple(getattr(leaf, "shape", ()))
+        if len(spec) > len(shape):
+            raise ValueError(
+                f"specs {spec} for {path!r} do not fit its shape {shape}. "
+                f"Use a PartitionSpec of at most {len(shape)} entries."
+            )
+        by_dimension = [
+            () if e is None else e if isinstance(e, tuple) else (e,)
+            for e in (*spec, *[None] * (len(shape) - len(spec)))
+        ]
+        mesh_axes.append(by_dimension)
+        shapes.append(
+            tuple(n * _shards(names, inside) for n, names in zip(shape, by_dimension, strict=True))
+        )
+    return resolve(axes, tree, shapes), mesh_axes
+
+
+def _shards(mesh_axes: tuple[str, ...], inside: bool) -> int:
+    """Into how many shards these mesh axes split a dimension."""
+    try:
+        return lax.psum(1, mesh_axes) if mesh_axes else 1
+    except NameError as error:
+        if inside:
+            raise ValueError(
+                f"specs name the mesh axes {mesh_axes}, which are not manual here: {error}. "
+                "Call update inside jax.shard_map over them, or leave out specs under jax.jit."
+            ) from error
+        return 1

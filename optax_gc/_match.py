@@ -1,0 +1,121 @@
+"""Matching a prefix tree to a parameter tree, by the names of the children.
+
+`jax.tree` compares node types, so that a plain dict never matches an ``nnx.State``, nor a full tree
+the ``optax.MaskedNode`` that ``optax.masked`` and ``optax.partition`` put in place of parameters.
+Names are what a user means, and they are the same whatever the containers are.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+KeyPath = tuple[Any, ...]
+
+
+class Match(NamedTuple):
+    """A leaf of the parameter tree with the label that the prefix tree has for it."""
+
+    path: str
+    leaf: Any
+    label: Any
+    through_prefix: bool  # the label stands higher up than at the leaf itself
+
+
+def match(
+    prefix: Any, tree: Any, is_label: Callable[[Any], bool], *, name: str, hint: str
+) -> list[Match]:
+    """Pairs each leaf of `tree`, in order, with the label that `prefix` has for it.
+
+    What holds no leaves (None, MaskedNode, an empty module) matches anything.
+
+    Args:
+      prefix: tree of labels, like `tree` or a prefix of it. Its containers may be of other types.
+      tree: the parameters, gradients or updates.
+      is_label: tells labels from containers.
+      name: the argument that `prefix` was given as, for errors.
+      hint: what a label looks like, for errors.
+
+    Raises:
+      ValueError: if a leaf has no label, or something in `prefix` is no label or has no leaf.
+    """
+    matches: list[Match] = []
+
+    def walk(prefix: Any, node: Any, path: KeyPath) -> None:
+        below = jax.tree_util.tree_leaves_with_path(node)
+        if not below:
+            return
+        if is_label(prefix):
+            direct = len(below) == 1 and all(map(_is_value, below[0][0]))
+            matches.extend(
+                Match(path_name(path + rest, leaf), leaf, prefix, not direct)
+                for rest, leaf in below
+            )
+            return
+        labels, children = _children(prefix), _children(node)
+        if _is_box(labels):
+            return walk(labels["value"][1], node, path)
+        if _is_box(children):
+            entry, child = children["value"]
+            return walk(prefix, child, (*path, entry))
+        if not labels or not children:
+            raise ValueError(
+                f"{name} for {_described(path + below[0][0], below[0][1])} is {prefix!r}. {hint}"
+            )
+        missing = [
+            _described(path + rest, leaf) for rest, leaf in below if _key(rest[0]) not in labels
+        ]
+        unknown = [repr(path_name((*path, labels[key][0]))) for key in labels.keys() - children]
+        if missing or unknown:
+            raise ValueError(
+                f"{name} does not match the parameters:"
+                + (f" it has no entry for {', '.join(missing)};" if missing else "")
+                + (
+                    f" it has {', '.join(sorted(unknown))}, which is no parameter;"
+                    if unknown
+                    else ""
+                )
+                + f" the parameters there are {', '.join(map(repr, map(str, children)))}. {hint}"
+            )
+        for key, (entry, child) in children.items():
+            if key in labels:
+                walk(labels[key][1], child, (*path, entry))
+
+    walk(prefix, tree, ())
+    return matches
+
+
+def path_name(path: KeyPath, leaf: Any = None) -> str:
+    """The names along a key path, as ``'head/kernel'``; a Keras variable knows its own path."""
+    if isinstance(own := getattr(leaf, "path", None), str):
+        return own
+    while len(path) > 1 and _is_value(path[-1]):
+        path = path[:-1]
+    return "/".join(str(_key(entry)) for entry in path) or "params"
+
+
+def _key(entry: Any) -> Any:
+    """The dict key, attribute name or index that one entry of a key path holds."""
+    return next(getattr(entry, a) for a in ("key", "name", "idx") if hasattr(entry, a))
+
+
+def _children(node: Any) -> dict[Any, tuple[Any, Any]] | None:
+    """One level of a tree as {key: (path entry, child)}; None for a leaf."""
+    level = jax.tree_util.tree_leaves_with_path(node, is_leaf=lambda x: x is not node)
+    return (
+        None if level and level[0][0] == () else {_key(p[0]): (p[0], child) for p, child in level}
+    )
+
+
+def _is_value(entry: Any) -> bool:
+    return getattr(entry, "name", None) == "value"
+
+
+def _is_box(children: dict[Any, tuple[Any, Any]] | None) -> bool:
+    """Whether these are the children of a box around one array: nnx.Variable, linen.Partitioned."""
+    return bool(children) and len(children) == 1 and all(_is_value(e) for e, _ in children.values())
+
+
+def _described(path: KeyPath, leaf: Any) -> str:
+    shape = f" of shape {tuple(leaf.shape)}" if hasattr(leaf, "shape") else ""
+    return f"{path_name(path, leaf)!r}{shape}"
