@@ -138,10 +138,10 @@ def is_axes(x: Any) -> bool:
 
 
 def _is_label_function(axes: AxesLike) -> bool:
-    # An Equinox module of tuples is callable too, and jax.tree_util.Partial is a tree.
-    return callable(axes) and not any(
-        map(is_axes, jax.tree_util.tree_leaves(axes, is_leaf=is_axes))
-    )
+    # A Partial is a tree too, and an Equinox module of tuples is callable too.
+    if not callable(axes) or isinstance(axes, jax.tree_util.Partial):
+        return callable(axes)
+    return not any(map(is_axes, jax.tree_util.tree_leaves(axes, is_leaf=is_axes)))
 
 
 def _checked(axes: Axes, path: str, shape: tuple[int, ...]) -> Axes:

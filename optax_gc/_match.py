@@ -62,20 +62,18 @@ def match(
             raise ValueError(
                 f"{name} for {_described(path + below[0][0], below[0][1])} is {prefix!r}. {hint}"
             )
-        missing = [
-            _described(path + rest, leaf) for rest, leaf in below if _key(rest[0]) not in labels
-        ]
+        missing = [(path + rest, leaf) for rest, leaf in below if _key(rest[0]) not in labels]
         unknown = [repr(path_name((*path, labels[key][0]))) for key in labels.keys() - children]
         if missing or unknown:
             raise ValueError(
-                f"{name} does not match the parameters:"
-                + (f" it has no entry for {', '.join(missing)};" if missing else "")
+                f"{name} does not match the parameters."
+                + (f" It has no entry for {_listed(missing)}." if missing else "")
                 + (
-                    f" it has {', '.join(sorted(unknown))}, which is no parameter;"
+                    f" It has {', '.join(sorted(unknown))}, which are no parameters."
                     if unknown
                     else ""
                 )
-                + f" the parameters there are {', '.join(map(repr, map(str, children)))}. {hint}"
+                + f" The parameters there are {', '.join(repr(str(key)) for key in children)}. {hint}"
             )
         for key, (entry, child) in children.items():
             if key in labels:
@@ -114,6 +112,11 @@ def _is_value(entry: Any) -> bool:
 def _is_box(children: dict[Any, tuple[Any, Any]] | None) -> bool:
     """Whether these are the children of a box around one array: nnx.Variable, linen.Partitioned."""
     return bool(children) and len(children) == 1 and all(_is_value(e) for e, _ in children.values())
+
+
+def _listed(leaves: list[tuple[KeyPath, Any]]) -> str:
+    shown = ", ".join(_described(path, leaf) for path, leaf in leaves[:3])
+    return shown + (f" and {len(leaves) - 3} more" if len(leaves) > 3 else "")
 
 
 def _described(path: KeyPath, leaf: Any) -> str:
