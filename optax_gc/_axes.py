@@ -61,7 +61,11 @@ def axes_from_rank(params: Any, *, output_axis: int = -1, conv_only: bool = Fals
     References:
       Yong et al., Gradient Centralization, https://arxiv.org/abs/2004.01461, section 3.1.
     """
-    if isinstance(params, jax.Array) and params.ndim == 0 and jnp.issubdtype(params, jnp.integer):
+    if (
+        isinstance(params, jax.Array)
+        and params.ndim == 0
+        and jnp.issubdtype(params.dtype, jnp.integer)
+    ):
         raise ValueError(
             f"axes_from_rank got the integer {params} instead of parameters. If optax.inject_"
             "hyperparams took it for a schedule, pass static_args=('axes', 'specs') to that."

@@ -63,17 +63,18 @@ def match(
                 f"{name} for {_described(path + below[0][0], below[0][1])} is {prefix!r}. {hint}"
             )
         missing = [(path + rest, leaf) for rest, leaf in below if _key(rest[0]) not in labels]
-        unknown = [repr(path_name((*path, labels[key][0]))) for key in labels.keys() - children]
+        unknown = [
+            repr(path_name((*path, entry)))
+            for key, (entry, label) in labels.items()
+            if key not in children and jax.tree_util.tree_leaves(label, is_leaf=is_label)
+        ]
         if missing or unknown:
             raise ValueError(
                 f"{name} does not match the parameters."
                 + (f" It has no entry for {_listed(missing)}." if missing else "")
-                + (
-                    f" It has {', '.join(sorted(unknown))}, which are no parameters."
-                    if unknown
-                    else ""
-                )
-                + f" The parameters there are {', '.join(repr(str(key)) for key in children)}. {hint}"
+                + (f" It has {', '.join(unknown)}, which name no parameter." if unknown else "")
+                + f" The parameters there are {', '.join(repr(str(key)) for key in children)}."
+                + f" {hint}"
             )
         for key, (entry, child) in children.items():
             if key in labels:

@@ -149,7 +149,7 @@ PARAMS = {"body": {"bias": shape(8), "kernel": shape(3, 8)}, "head": {"kernel": 
         ({"body": {"bias": (1,), "kernel": ()}, "head": ()}, ["'body/bias'", "(8,)", "-1 to 0"]),
         ({"body": (0,)}, ["no entry for 'head/kernel' of shape (8, 10)", "()"]),
         ({"body": (0,), "haed": (0,)}, ["'head/kernel'", "'haed'", "'body', 'head'"]),
-        ({"body": (0,), "head": (0,), "x": ()}, ["'x'", "no parameter"]),
+        ({"body": (0,), "head": (0,), "x": ()}, ["'x'", "name no parameter"]),
         ({"body": (0,), "head": {"kernel": 0}}, ["'head/kernel' of shape (8, 10) is 0", "(0,)"]),
         ({"body": (0,), "head": {"kernel": [0]}}, ["'head/kernel' of shape (8, 10) is [0]"]),
         ({"body": (0,), "head": {"kernel": None}}, ["'head/kernel'", "is None", "()"]),
