@@ -1,0 +1,257 @@
+"""The geometry of the weights: on the zero-sum hyperplane from the start, on a sphere ever after.
+
+Gradient Centralization moves each unit's weights along a hyperplane 1ᵀw = const, and rescaling
+along a sphere ‖w‖ = const. Centred weights make the two agree: the hyperplane then passes through
+the centre of the sphere, and neither constraint disturbs the other.
+"""
+
+import math
+import warnings
+from numbers import Real
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.core import Tracer
+
+from ._axes import Axes, AxesLike, Leaf, axes_from_rank, is_axes, reasons, resolve
+
+Params = TypeVar("Params")
+
+
+def center_weights(params: Params, axes: AxesLike = axes_from_rank) -> Params:
+    """Subtracts from each output unit's weights their mean over the fan-in.
+
+    For initial weights. SGD with `centralize` keeps the sum of each unit's weights at what it was
+    at the start; from a sum of zero, the unit's output never depends on a constant added to all its
+    inputs. A small mean is not enough for that: fan-in initialisers give a sum of order one at any
+    width.
+
+    Args:
+      params: pytree of arrays, ``nnx.State`` or Equinox module (any shapes and dtypes).
+      axes: axes tree, prefix tree or label function, as for `centralize`.
+
+    Returns:
+      A tree like ``params``; structure, shapes, dtypes, weak types and shardings are kept. The mean
+      is taken and subtracted in at least float32, and the result cast once. What `centralize`
+      leaves alone is returned as it is.
+
+    Raises:
+      ValueError: if the axes do not match ``params``, or some do not fit their shape. Warns if
+        nothing at all is selected, unless ``axes`` is ``()``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> params = {"kernel": jnp.array([[1.0, 0.0], [2.0, 0.0], [6.0, 3.0]]), "bias": jnp.ones(2)}
+      >>> params = center_weights(params)
+      >>> print(params["kernel"])
+      [[-2. -1.]
+       [-1. -1.]
+       [ 3.  2.]]
+
+    References:
+      Yong et al., Gradient Centralization, https://arxiv.org/abs/2004.01461, theorem 4.1.
+    """
+    leaves = resolve(axes, params)
+    given_nothing = is_axes(axes) and not axes
+    if leaves and not given_nothing and not any(leaf.axes for leaf in leaves):
+        warnings.warn(
+            "center_weights() selects nothing, so all weights stay as they are. Parameters are "
+            f"left alone for: {reasons(leaves)}. Give axes that select some, or axes=() for none.",
+            stacklevel=2,
+        )
+    centred = [
+        _subtract_mean(leaf.value, leaf.axes) if leaf.axes else leaf.value for leaf in leaves
+    ]
+    return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(params), centred)
+
+
+class RescaleWeightsState(NamedTuple):
+    """The norms at which `rescale_weights` left the weights, or found them in ``init``."""
+
+    norms: Any  # like the parameters: fan-in axes of size one, or a scalar 0 where left alone
+
+
+def rescale_weights(
+    axes: AxesLike = axes_from_rank,
+    *,
+    norm: float | None = None,
+    per: Literal["unit", "layer"] = "unit",
+) -> optax.GradientTransformation:
+    """Moves the weights that an update would lead to back to a sphere, by scaling them.
+
+    An update u of the weights w becomes u' = τ (w + u) / ‖w + u‖ - w. For weights followed by
+    normalisation, in place of weight decay: their length has no effect but on the effective step.
+    `scale_invariant` finds them; never select others, such as those of the head.
+
+    It must come last: ``optax.chain(optax.adam(lr), rescale_weights(axes))``. What follows it in
+    the chain, or replaces the parameters, takes the weights off the sphere. ``update`` warns about
+    that when it finds the weights elsewhere than it left them, which it can know outside of
+    ``jax.jit`` only: run a step without it to see.
+
+    Norms are computed in at least float32 and u' is cast once to the update's dtype. Weights of
+    norm zero stay, as do those that an update leads to zero.
+
+    Args:
+      axes: axes tree, prefix tree or label function, as for `centralize`. ``()`` leaves a parameter
+        alone. A label function sees the parameters.
+      norm: τ, positive; None keeps the norms that ``init`` finds. May be a hyperparameter of
+        ``optax.inject_hyperparams``, given ``static_args=("axes", "per")``.
+      per: ``"unit"`` for a sphere for each output unit, over the fan-in axes; ``"layer"`` for one
+        for each whole array, as for weights followed by layer or group normalisation.
+
+    Returns:
+      A transformation with the norms in its state: a tree like the parameters of arrays in float32
+      (float64 for that), of the parameter's shape with fan-in axes (for layers, all) of size one,
+      a scalar where left alone. They are sharded as the parameters' output axes are. Inside
+      ``jax.shard_map``, no shard may lie along the fan-in.
+
+    Raises:
+      ValueError: if ``norm`` is not positive or ``per`` unknown; from ``init``, if nothing is
+        selected, the axes do not match the parameters, or some do not fit their shape; from
+        ``update``, if ``params`` are missing or do not match the updates.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> params = {"kernel": jnp.array([[3.0, 0.0], [4.0, 1.0]]), "bias": jnp.ones(2)}
+      >>> grads = {"kernel": jnp.array([[0.0, -1.0], [4.0, 1.0]]), "bias": jnp.ones(2)}
+      >>> tx = optax.chain(optax.sgd(1.0), rescale_weights())
+      >>> updates, _ = tx.update(grads, tx.init(params), params)
+      >>> print(optax.apply_updates(params, updates)["kernel"])
+      [[5. 1.]
+       [0. 0.]]
+
+    References:
+      Liu et al., Improve Generalization and Robustness of Neural Networks via Weight Scale Shifting
+      Invariant Regularizations, https://arxiv.org/abs/2102.03497.
+    """
+    _check_per(per)
+    if norm is not None:
+        _check_norm(norm)
+
+    def init(params: optax.Params) -> RescaleWeightsState:
+        leaves = resolve(axes, params)
+        if leaves and not any(leaf.axes for leaf in leaves):
+            raise ValueError(
+                "rescale_weights() selects nothing. Parameters are left alone for: "
+                f"{reasons(leaves)}. Give axes that select some, put it before optax.flatten, or "
+                "leave it out."
+            )
+        norms = [
+            _length(_wide(leaf.value), _within(leaf, per))
+            if leaf.axes
+            else jnp.zeros((), jnp.float32)
+            for leaf in leaves
+        ]
+        structure = jax.tree_util.tree_structure(params)
+        return RescaleWeightsState(jax.tree_util.tree_unflatten(structure, norms))
+
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, RescaleWeightsState]:
+        if params is None:
+            raise ValueError(
+                "rescale_weights() needs the weights to rescale, and update got params=None. "
+                "Call tx.update(grads, state, params)."
+            )
+        leaves = resolve(axes, params)
+        moves, structure = jax.tree_util.tree_flatten(updates)
+        radii, norms_structure = jax.tree_util.tree_flatten(state.norms)
+        shapes = [[jnp.shape(x) for x in xs] for xs in (moves, (leaf.value for leaf in leaves))]
+        if shapes[0] != shapes[1] or len(radii) != len(leaves):
+            raise ValueError(
+                f"updates of shapes {shapes[0]} and {len(radii)} recorded norms do not match "
+                f"params of shapes {shapes[1]}. Give update the params that its updates are for, "
+                "and the state that init made for them."
+            )
+        for i, leaf in enumerate(leaves):
+            if leaf.axes:
+                _warn_if_elsewhere(leaf, moves[i], radii[i], _within(leaf, per))
+                moves[i], radii[i] = _to_sphere(
+                    leaf.value, moves[i], radii[i], norm, _within(leaf, per)
+                )
+        return (
+            jax.tree_util.tree_unflatten(structure, moves),
+            RescaleWeightsState(jax.tree_util.tree_unflatten(norms_structure, radii)),
+        )
+
+    return optax.GradientTransformation(init, update)
+
+
+def _subtract_mean(w: jax.Array, axes: Axes) -> jax.Array:
+    """P w = w - e (eᵀ w)."""
+    x = _wide(w)
+    # lax, since jnp.mean would lose the weak type.
+    mean = lax.expand_dims(lax.reduce_sum(x, axes), axes) / math.prod(w.shape[a] for a in axes)
+    return _as(x - mean, w)
+
+
+def _to_sphere(
+    w: jax.Array, u: jax.Array, radius: jax.Array, norm: Any, axes: Axes
+) -> tuple[jax.Array, jax.Array]:
+    """u' = τ (w + u) / ‖w + u‖ - w, and τ."""
+    w = _wide(w)
+    v = w + _as(u, w)
+    length = _length(v, axes)
+    tau = radius if norm is None else norm * jnp.ones_like(length)
+    there = length > 0
+    moved = v * (tau / jnp.where(there, length, 1)) - w
+    return _as(jnp.where(there, moved, 0), u), jnp.where(there, tau, radius)
+
+
+def _length(x: jax.Array, axes: Axes) -> jax.Array:
+    return jnp.sqrt(jnp.sum(jnp.real(x * jnp.conj(x)), axes, keepdims=True))
+
+
+def _within(leaf: Leaf, per: str) -> Axes:
+    """The axes along which one sphere extends."""
+    return leaf.axes if per == "unit" else tuple(range(leaf.value.ndim))
+
+
+def _wide(x: Any) -> jax.Array:
+    """`x` in at least float32."""
+    narrow = jnp.finfo(x.dtype).bits < 32
+    return lax.convert_element_type(x, jnp.float32) if narrow else jnp.asarray(x)
+
+
+def _as(x: jax.Array, like: Any) -> jax.Array:
+    """`x` in the dtype of `like`; converting to the dtype it has would lose the weak type."""
+    return lax.convert_element_type(x, like.dtype) if x.dtype != like.dtype else x
+
+
+def _warn_if_elsewhere(leaf: Leaf, u: Any, radius: Any, axes: Axes) -> None:
+    w, radius = jnp.asarray(leaf.value), jnp.asarray(radius)
+    # Under jit there is nothing to compare, nor where a process sees some shards only.
+    if any(isinstance(x, Tracer) or not x.is_fully_addressable for x in (w, radius)):
+        return
+    found = _length(_wide(w), axes)
+    # Rounding w and u' to their dtypes moves each entry by less.
+    slack = 8 * max(float(jnp.finfo(x.dtype).eps) for x in (w, u))
+    off = jnp.abs(found - radius) > slack * radius
+    if bool(off.any()):
+        i = jnp.unravel_index(jnp.argmax(off), off.shape)
+        warnings.warn(
+            f"rescale_weights() left a norm of {float(radius[i]):.6g} in {leaf.path!r} and finds "
+            f"{float(found[i]):.6g}. Put it last in the chain, with no learning rate or other "
+            "transform after it; after replacing params, call init again.",
+            stacklevel=3,
+        )
+
+
+def _check_norm(norm: Any) -> None:
+    if isinstance(norm, bool) or not (isinstance(norm, Real) or hasattr(norm, "dtype")):
+        raise TypeError(f"norm is {norm!r}. Use a positive number, or None to keep initial norms.")
+    if shape := getattr(norm, "shape", ()):
+        raise ValueError(
+            f"norm has the shape {shape}. Use one number, or None to keep initial norms."
+        )
+    if not isinstance(norm, Tracer) and not 0 < float(norm) < math.inf:
+        raise ValueError(f"norm is {norm}. Use a positive number, or None to keep initial norms.")
+
+
+def _check_per(per: str) -> None:
+    if per not in ("unit", "layer"):
+        raise ValueError(f"per is {per!r}. Use 'unit' or 'layer'.")
