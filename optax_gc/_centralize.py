@@ -1,17 +1,16 @@
 """Gradient Centralization: subtract from each unit's gradient its mean over the fan-in."""
 
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from ._axes import Axes, AxesLike, Leaf, axes_from_rank, is_axes, reasons, resolve
+from ._axes import AxesLike, Leaf, axes_from_rank, is_axes, reasons, resolve
 from ._match import match
+from ._project import subtract_mean
 
 
 def centralize(
@@ -85,7 +84,7 @@ def centralize(
         del params
         leaves, mesh_axes = _resolve_sharded(axes, specs, updates, inside=True)
         centred = [
-            _subtract_mean(leaf.value, leaf.axes, [name for axis in leaf.axes for name in by[axis]])
+            subtract_mean(leaf.value, leaf.axes, [name for axis in leaf.axes for name in by[axis]])
             if leaf.axes
             else leaf.value
             for leaf, by in zip(leaves, mesh_axes, strict=True)
@@ -93,25 +92,6 @@ def centralize(
         return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(updates), centred), state
 
     return optax.GradientTransformation(init, update)
-
-
-def _subtract_mean(g: jax.Array, axes: Axes, mesh_axes: Sequence[str]) -> jax.Array:
-    """P g = g - e (eᵀ g), where e is constant along the fan-in and of norm one."""
-    wide = g.dtype if jnp.finfo(g.dtype).bits >= 32 else jnp.float32
-    x = lax.convert_element_type(g, wide) if g.dtype != wide else jnp.asarray(g)
-    mean = x
-    # A mean of means, the longest axis first: XLA on CPU adds short axes up in one sequence, whose
-    # rounding errors were nine times those of this on (3, 3, 3, 8, 16). lax keeps the weak type.
-    for axis in sorted(axes, key=lambda axis: -g.shape[axis]):
-        mean = lax.expand_dims(lax.reduce_sum(mean, (axis,)), (axis,)) / g.shape[axis]
-        if not jnp.iscomplexobj(mean):
-            # Changes no value. It keeps XLA from fusing the reduction and the subtraction into one
-            # loop, which for wide kernels writes a centred copy of the whole gradient.
-            mean = lax.clamp(-jnp.inf, mean, jnp.inf)
-    if mesh_axes:
-        mean = lax.pmean(mean, tuple(mesh_axes))
-    centred = x - mean
-    return lax.convert_element_type(centred, g.dtype) if g.dtype != wide else centred
 
 
 def _resolve_sharded(

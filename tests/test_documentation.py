@@ -1,0 +1,62 @@
+"""What the documentation shows is what the code does: docstrings, README fences, the public names."""
+
+import contextlib
+import doctest
+import importlib
+import io
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import optax_gc
+
+ROOT = Path(__file__).parent.parent
+MODULES = ["optax_gc", *(m.name for m in pkgutil.walk_packages(optax_gc.__path__, "optax_gc."))]
+PUBLIC = [name for name in vars(optax_gc) if not name.startswith("_") and name != "diagnostics"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_examples_in_docstrings_print_what_they_say(module, standard_promotion):
+    results = doctest.testmod(
+        importlib.import_module(module), optionflags=doctest.NORMALIZE_WHITESPACE
+    )
+    assert results.failed == 0
+
+
+@pytest.mark.parametrize("name", [n for n in PUBLIC if callable(getattr(optax_gc, n))])
+def test_every_public_function_documents_its_arguments_and_shows_an_example(name):
+    doc = getattr(optax_gc, name).__doc__
+    assert [part for part in ("Args:", "Returns:", "Raises:", ">>> ") if part not in doc] == []
+
+
+def test_the_snippets_of_the_readme_print_what_it_says(standard_promotion, capsys):
+    """Runs the Python fences in order; a text fence right after one is what it prints."""
+    readme = (ROOT / "README.md").read_text()
+    fences = re.findall(r"```python\n(.*?)```(?:\s*```text\n(.*?)```)?", readme, re.DOTALL)
+    assert fences
+    namespace = {}
+    for code, expected in fences:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(code, "README.md", "exec"), namespace)
+        assert printed.getvalue().rstrip() == expected.rstrip(), code
+
+
+def test_the_links_and_pictures_of_the_readme_exist():
+    readme = (ROOT / "README.md").read_text()
+    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", readme)
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_importing_the_package_brings_in_nothing_beyond_jax_and_optax():
+    code = (
+        "import sys, jax, jax.numpy, optax; before = set(sys.modules); import optax_gc;"
+        "print(*{m.split('.')[0] for m in set(sys.modules) - before} - set(sys.stdlib_module_names))"
+    )
+    new = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    # jax itself loads some of its dependencies late.
+    assert set(new.stdout.split()) <= {"optax_gc", "jax"}
