@@ -198,12 +198,14 @@ def _to_sphere(
     length = _length(v, axes)
     tau = radius if norm is None else norm * jnp.ones_like(length)
     there = length > 0
-    moved = v * (tau / jnp.where(there, length, 1)) - w
+    moved = v * _as(tau / jnp.where(there, length, 1), v) - w
     return _as(jnp.where(there, moved, 0), u), jnp.where(there, tau, radius)
 
 
 def _length(x: jax.Array, axes: Axes) -> jax.Array:
-    return jnp.sqrt(jnp.sum(jnp.real(x * jnp.conj(x)), axes, keepdims=True))
+    squares = jnp.real(x * jnp.conj(x)) if jnp.iscomplexobj(x) else x * x
+    # lax, since jnp.sum would lose the weak type.
+    return lax.sqrt(lax.expand_dims(lax.reduce_sum(squares, axes), axes))
 
 
 def _within(leaf: Leaf, per: str) -> Axes:
