@@ -1,0 +1,209 @@
+"""Fan-in axes read from the model's own computation.
+
+`walk` follows each parameter through the jaxpr with the `rules` for its primitives, which track
+where axes come from (`provenance`, `mixing`) and record uses; `verdict` reads the axes from them.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .._axes import AxesTree, path_name
+from .report import as_axes, explanation, unresolved
+from .verdict import Verdict, verdicts
+from .walk import walk
+
+
+def axes_from_trace(
+    fn: Callable[..., Any],
+    params: Any,
+    *args: Any,
+    on_unresolved: Literal["raise", "skip"] = "raise",
+    **kwargs: Any,
+) -> AxesTree:
+    """Answers, for each parameter, the axes that ``fn`` contracts it over with its input.
+
+    Traces ``fn(params, *args, **kwargs)`` to a jaxpr, which runs and allocates nothing, and follows
+    every parameter to the dense layer or convolution that consumes it, through reshapes, scans,
+    vmaps and the like. Parameters that are no weights (biases, scales, embeddings, positions, and
+    what no gradient reaches) get ``()``. What cannot be told is refused, never guessed.
+
+    Args:
+      fn: the forward pass, such as ``lambda params, x: model.apply({"params": params}, x)``. It
+        returns predictions or a loss, not gradients.
+      params: pytree of arrays or ``jax.ShapeDtypeStruct``: a dict, an ``nnx.State``, an Equinox
+        module filtered to its arrays, a list.
+      *args: inputs of ``fn``: arrays or ``jax.ShapeDtypeStruct`` of any shapes and dtypes, with a
+        batch and a length of 2 or more; whatever else is in there is passed on as it is.
+      on_unresolved: "raise" an error that lists what cannot be told, or "skip" it: warn and leave
+        those parameters alone.
+      **kwargs: keyword inputs of ``fn``.
+
+    Returns:
+      A tree like ``params`` with a tuple of ascending, non-negative ints at each leaf.
+
+    Raises:
+      ValueError: if some parameters cannot be told, with a line for each that settles it; if
+        ``fn`` fails on these arguments, or returns gradients or nothing of floating type.
+      TypeError: if ``fn`` cannot be called, or ``params`` holds something that is no array.
+
+    Warns:
+      UserWarning: with on_unresolved="skip", naming what is left alone because it cannot be told.
+
+    Example:
+      A kernel in the layout of PyTorch, and one stacked for two layers of a scan:
+
+      >>> import jax, jax.numpy as jnp
+      >>> def forward(params, x):
+      ...     h = x @ params["embed"].T
+      ...     return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), h, params["layers"])[0]
+      >>> params = {"embed": jnp.ones((5, 8)), "layers": jnp.ones((2, 5, 5))}
+      >>> axes_from_trace(forward, params, jnp.ones((3, 8)))
+      {'embed': (1,), 'layers': (1,)}
+
+    References:
+      Yong et al., Gradient Centralization, https://arxiv.org/abs/2004.01461, section 3.1, for what
+      is averaged over: the incoming weights of each output unit.
+    """
+    if on_unresolved not in ("raise", "skip"):
+        raise ValueError(
+            f"on_unresolved={on_unresolved!r} is neither 'raise' nor 'skip'. "
+            "Use 'skip' to leave what cannot be told alone."
+        )
+    trace = _trace(fn, params, args, kwargs)
+    message = unresolved(trace.paths, trace.shapes, trace.found, trace.ones)
+    if message and on_unresolved == "raise":
+        raise ValueError(message)
+    if message:
+        warnings.warn(message, UserWarning, stacklevel=2)
+    treedef = jax.tree_util.tree_structure(params)
+    return jax.tree_util.tree_unflatten(treedef, [as_axes(v.axes) for v in trace.found])
+
+
+def explain(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> str:
+    """Lists, a line each, how ``fn`` uses every parameter, and the axes that follow from it.
+
+    Args:
+      fn: the forward pass, as for `axes_from_trace`.
+      params: pytree of arrays or ``jax.ShapeDtypeStruct``.
+      *args: inputs of ``fn``.
+      **kwargs: keyword inputs of ``fn``.
+
+    Returns:
+      A text of aligned columns: path, shape, axes ("?" where they cannot be told), the use (dense,
+      conv, tied, lookup, elementwise only, refused and why), and the operations and modules.
+
+    Raises:
+      ValueError: if ``fn`` fails on these arguments, or returns gradients or nothing of floating
+        type.
+      TypeError: if ``fn`` cannot be called, or ``params`` holds something that is no array.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> params = {"kernel": jnp.ones((8, 5)), "bias": jnp.ones(5)}
+      >>> print(explain(lambda p, x: x @ p["kernel"] + p["bias"], params, jnp.ones((3, 8))))
+      parameter  shape   axes  use               where
+      bias       (5,)    ()    elementwise only  the function's results
+      kernel     (8, 5)  (0,)  dense             dot_general
+    """
+    trace = _trace(fn, params, args, kwargs)
+    return explanation(trace.paths, trace.shapes, trace.found)
+
+
+class _Trace(NamedTuple):
+    """What a trace found."""
+
+    paths: list[Any]
+    shapes: list[tuple[int, ...]]
+    found: list[Verdict]
+    ones: list[str]  # arguments with an axis of length 1
+
+
+def _trace(fn: Callable[..., Any], params: Any, args: Any, kwargs: Any) -> _Trace:
+    if not callable(fn):
+        raise TypeError(
+            f"fn is {fn!r}, which cannot be called. Pass the forward pass, such as "
+            "lambda params, x: model.apply({'params': params}, x)."
+        )
+    with_paths, treedef = jax.tree_util.tree_flatten_with_path(params)
+    paths, leaves = [path for path, _ in with_paths], [_array(p, leaf) for p, leaf in with_paths]
+    named, args_treedef = jax.tree_util.tree_flatten_with_path((args, kwargs))
+    others = [leaf for _, leaf in named]
+    traced = [i for i, leaf in enumerate(others) if _is_array(leaf)]
+
+    def flat(leaves: Sequence[Any], inputs: Sequence[Any]) -> Any:
+        filled = list(others)
+        for i, leaf in zip(traced, inputs, strict=True):
+            filled[i] = leaf
+        args, kwargs = jax.tree_util.tree_unflatten(args_treedef, filled)
+        return fn(jax.tree_util.tree_unflatten(treedef, leaves), *args, **kwargs)
+
+    inputs = [others[i] for i in traced]
+    try:
+        closed, out = jax.make_jaxpr(flat, return_shape=True)(leaves, inputs)
+    except Exception as error:
+        raise ValueError(
+            f"fn(params, *args, **kwargs) failed while it was traced: {type(error).__name__}: "
+            f"{error}\nPass fn the arguments that it is called with in training."
+        ) from error
+    _check_output(out, params)
+    shapes = [tuple(v.aval.shape) for v in closed.jaxpr.invars[: len(leaves)]]
+    uses = walk(closed, len(leaves), [not _is_key(leaf) for leaf in inputs])
+    ones = [
+        f"{_argument_name(path)} of shape {leaf.shape}"
+        for path, leaf in named
+        if _is_array(leaf) and 1 in leaf.shape
+    ]
+    return _Trace(paths, shapes, verdicts(uses, shapes), ones)
+
+
+def _is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def _is_key(leaf: Any) -> bool:
+    """Whether an input is a random key, new style or old."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return True
+    return leaf.dtype == jnp.uint32 and leaf.shape[-1:] in ((2,), (4,))
+
+
+def _array(path: Any, leaf: Any) -> Any:
+    if not _is_array(leaf) and not isinstance(leaf, bool | int | float | complex):
+        raise TypeError(
+            f"{path_name(path)!r} in params is {leaf!r}, which is no array. Split the arrays off "
+            "first: params, static = eqx.partition(model, eqx.is_inexact_array) for Equinox, "
+            "graphdef, params = nnx.split(model) for nnx."
+        )
+    # Keras variables know how to become arrays, but not while they are traced.
+    return getattr(leaf, "value", leaf) if isinstance(getattr(leaf, "path", None), str) else leaf
+
+
+def _argument_name(path: Any) -> str:
+    of, *rest = path
+    steps = "".join(jax.tree_util.keystr((key,)) for key in rest)
+    return ("args" if of.idx == 0 else "kwargs") + steps
+
+
+def _check_output(out: Any, params: Any) -> None:
+    leaves = jax.tree_util.tree_leaves(out)
+    if not any(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves):
+        types = ", ".join(sorted({str(leaf.dtype) for leaf in leaves})) or "nothing"
+        raise ValueError(
+            f"fn returns {types}, which has no gradient, so that no parameter has a use. "
+            "Return the model's predictions or its loss."
+        )
+    treedef = jax.tree_util.tree_structure(params)
+    shapes = [jnp.shape(leaf) for leaf in jax.tree_util.tree_leaves(params)]
+    candidates = [out, *(out if isinstance(out, tuple | list) else ())]
+    for tree in candidates:
+        same = jax.tree_util.tree_structure(tree) == treedef and len(shapes) > 1
+        if same and [leaf.shape for leaf in jax.tree_util.tree_leaves(tree)] == shapes:
+            raise ValueError(
+                "fn returns a tree of the structure and shapes of params, which looks like "
+                "gradients or updated parameters. Return the model's predictions or its loss: "
+                "pass the function that is differentiated, not its gradient."
+            )

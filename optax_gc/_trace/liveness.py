@@ -1,0 +1,134 @@
+"""Which variables of a jaxpr a gradient from its outputs reaches.
+
+Only uses that a gradient reaches are uses of a parameter: nothing is learned through an argmax, a
+comparison, `stop_gradient`, or a value that no output depends on.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+Flags = tuple[bool, ...]
+
+# They have an effect that keeps them alive, and it is not on anything that is differentiated.
+_HARMLESS_EFFECTS = frozenset({"debug_callback", "debug_print"})
+
+
+def is_inexact(var: Any) -> bool:
+    """Whether a variable is of a dtype that carries gradients."""
+    dtype = getattr(var.aval, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
+
+
+def is_literal(atom: Any) -> bool:
+    """Whether an operand of an equation is a number rather than a variable."""
+    return hasattr(atom, "val")
+
+
+def body(eqn: Any, *names: str) -> tuple[Any, Sequence[Any]]:
+    """The jaxpr within an equation, under the first of `names` it has, and its constants."""
+    inner = next(eqn.params[name] for name in names if eqn.params.get(name) is not None)
+    return (inner.jaxpr, inner.consts) if hasattr(inner, "jaxpr") else (inner, ())
+
+
+class Liveness:
+    """Remembers, for each jaxpr and each choice of its live outputs, which variables are live.
+
+    With `everything`, whatever a live output is computed from is live, of any dtype: the gradient
+    of a custom derivative rule is not bound to that of the body it stands for.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, Flags, bool], tuple[Any, frozenset[Any]]] = {}
+
+    def of(self, jaxpr: Any, outs: Flags, everything: bool) -> frozenset[Any]:
+        """The live variables of `jaxpr`, given which of its outputs are live."""
+        key = id(jaxpr), outs, everything
+        if key not in self._known:
+            live = {
+                v for v, flag in zip(jaxpr.outvars, outs, strict=True) if flag and not is_literal(v)
+            }
+            for eqn in reversed(jaxpr.eqns):
+                flags = tuple(v in live for v in eqn.outvars)
+                for atom, flag in zip(eqn.invars, self._into(eqn, flags, everything), strict=True):
+                    if flag and not is_literal(atom) and (everything or is_inexact(atom)):
+                        live.add(atom)
+            # The jaxpr is kept too, so that its id stays its own.
+            self._known[key] = jaxpr, frozenset(live)
+        return self._known[key][1]
+
+    def inputs(self, jaxpr: Any, outs: Flags, everything: bool) -> Flags:
+        """Which inputs of `jaxpr` are live."""
+        live = self.of(jaxpr, outs, everything)
+        return tuple(v in live for v in jaxpr.invars)
+
+    def carried(self, jaxpr: Any, outs: Flags, carry: slice, n: int, everything: bool) -> Flags:
+        """Which of a loop's outputs are live, counting what the next iteration makes of them.
+
+        Args:
+          jaxpr: the body, whose first `n` outputs are its next inputs at `carry`.
+          outs: which outputs of the body are live after the last iteration.
+          carry: the inputs that the first `n` outputs go back to.
+          n: how many values are carried.
+          everything: as for the class.
+        """
+        while True:
+            again = self.inputs(jaxpr, outs, everything)[carry]
+            grown = tuple(a or b for a, b in zip(outs[:n], again, strict=True)) + outs[n:]
+            if grown == outs:
+                return outs
+            outs = grown
+
+    def _into(self, eqn: Any, outs: Flags, everything: bool) -> Flags:
+        name = eqn.primitive.name
+        if name not in RULES_OF_LIVENESS:
+            kept = bool(eqn.effects) and name not in _HARMLESS_EFFECTS
+            return (any(outs) or kept,) * len(eqn.invars)
+        return RULES_OF_LIVENESS[name](self, eqn, outs, everything)
+
+
+def _stop_gradient(known: Liveness, eqn: Any, outs: Flags, everything: bool) -> Flags:
+    return outs if everything else (False,) * len(eqn.invars)
+
+
+def _call(known: Liveness, eqn: Any, outs: Flags, everything: bool) -> Flags:
+    return known.inputs(body(eqn, *CALL_BODIES)[0], outs, everything)
+
+
+def _custom(known: Liveness, eqn: Any, outs: Flags, everything: bool) -> Flags:
+    # An input that the body ignores may still be given a gradient.
+    return (any(outs),) * len(eqn.invars)
+
+
+def _scan(known: Liveness, eqn: Any, outs: Flags, everything: bool) -> Flags:
+    jaxpr, consts, n = body(eqn, "jaxpr")[0], eqn.params["num_consts"], eqn.params["num_carry"]
+    outs = known.carried(jaxpr, outs, slice(consts, consts + n), n, everything)
+    return known.inputs(jaxpr, outs, everything)
+
+
+def _while(known: Liveness, eqn: Any, outs: Flags, everything: bool) -> Flags:
+    jaxpr, consts = body(eqn, "body_jaxpr")[0], eqn.params["body_nconsts"]
+    outs = known.carried(jaxpr, outs, slice(consts, None), len(outs), everything)
+    flags = known.inputs(jaxpr, outs, everything)
+    of_carry = tuple(a or b for a, b in zip(flags[consts:], outs, strict=True))
+    return (everything,) * eqn.params["cond_nconsts"] + flags[:consts] + of_carry
+
+
+def _cond(known: Liveness, eqn: Any, outs: Flags, everything: bool) -> Flags:
+    flags = [known.inputs(b.jaxpr, outs, everything) for b in eqn.params["branches"]]
+    return (everything, *(any(column) for column in zip(*flags, strict=True)))
+
+
+CALL_BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+CALLS = ("jit", "pjit", "closed_call", "remat2", "shard_map")  # jit is pjit in older JAX
+CUSTOM_CALLS = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
+
+RULES_OF_LIVENESS: dict[str, Callable[[Liveness, Any, Flags, bool], Flags]] = {
+    "stop_gradient": _stop_gradient,
+    **dict.fromkeys(CALLS, _call),
+    **dict.fromkeys(CUSTOM_CALLS, _custom),
+    "scan": _scan,
+    "while": _while,
+    "cond": _cond,
+}

@@ -1,0 +1,258 @@
+"""What becomes of a parameter's image when it is combined element by element, or summed.
+
+The heart of it is `combine`: whether a parameter that meets data there stays a weight (a gate,
+a mask, modulation) or is a bias or a scale depends on which axes each of the two is repeated along,
+so that is what gets written into the parameter's tag. `reduced` decides what a sum over a
+parameter's own axes is: a contraction spelled as a product and a sum, or a statistic.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from .provenance import (
+    NONE,
+    AxisSet,
+    Dims,
+    Kind,
+    Shape,
+    Spent,
+    Tag,
+    Use,
+    Value,
+    axes_of,
+    foreign,
+    is_whole,
+    lost,
+    overlay,
+    repeats,
+)
+
+
+def shape_of(var: Any) -> Shape:
+    """The shape of a variable; empty for what has none, such as a token."""
+    return tuple(getattr(var.aval, "shape", ()))
+
+
+def aligned(value: Value, shape: Shape) -> Value:
+    """Repeats a scalar, or axes of length 1, up to `shape`."""
+    if value.shape == shape:
+        return value
+
+    def stretch(dims: Dims) -> Dims:
+        if len(value.shape) != len(shape):
+            return foreign(shape)
+        sizes = zip(dims, value.shape, shape, strict=True)
+        return tuple(dim if old == new else foreign((new,))[0] for dim, old, new in sizes)
+
+    return value.moved(stretch, shape)
+
+
+def mix(tag: Tag, how: Iterable[str], data: Dims) -> Tag:
+    """Notes that data varying along `data` was combined with the parameter."""
+    shared, repeated = set(tag.shared), tag.repeated
+    for dim, with_data in zip(tag.dims, data, strict=True):
+        if not axes_of((with_data,)):
+            continue
+        if len(dim) == len(with_data) and all(
+            f.size == g.size for f, g in zip(dim, with_data, strict=True)
+        ):
+            met = [f for f, g in zip(dim, with_data, strict=True) if g.axes]
+        else:
+            met = list(dim)
+            # Unless the data varies along every digit, it is not known to repeat the parameter.
+            if repeats((with_data,)):
+                met = [f for f in dim if f.axes]
+        shared |= axes_of((met,))
+        repeated |= repeats((met,))
+    return replace(
+        tag, mixed=tag.mixed | frozenset(how), shared=frozenset(shared), repeated=repeated
+    )
+
+
+def merge(trace: Any, p: int, a: Tag, b: Tag, product: bool) -> Tag:
+    """One image of a parameter from two that are combined position by position.
+
+    A statistic of the parameter (a mean, a norm) leaves the image as it is: dividing a weight by
+    its own norm does not change what it is contracted over.
+    """
+    dims, axes = overlay(a.dims, b.dims), a.axes | b.axes
+    unexplained = (axes - a.axes - a.reduced) | (axes - b.axes - b.reduced)
+    a_is_stat, b_is_stat = (bool(t.reduced & o.axes) for t, o in ((a, b), (b, a)))
+    if a.parts != b.parts:
+        if "mul" in a.mixed & b.mixed:
+            why = "several of its slices are multiplied by data and added up"
+            trace.record(Use(p, "refused", trace.where, why=why))
+        elif not (a.mixed and b.mixed):
+            unexplained |= axes
+    if unexplained:
+        dims = tuple(lost(math.prod(f.size for f in dim), axes_of((dim,))) for dim in dims)
+    absorbed_a = not a.reduced or a.reduced <= b.axes - b.reduced
+    absorbed_b = not b.reduced or b.reduced <= a.axes - a.reduced
+    none: frozenset[Use] = frozenset()
+    pending = (none if absorbed_a else a.pending) | (none if absorbed_b else b.pending)
+    both_main = product and not (a_is_stat or b_is_stat)
+    return Tag(
+        dims=dims,
+        mixed=a.mixed | b.mixed,
+        shared=a.shared | b.shared,
+        repeated=a.repeated and b.repeated if a.mixed and b.mixed else a.repeated or b.repeated,
+        nonlinear=both_main or (a.nonlinear and not a_is_stat) or (b.nonlinear and not b_is_stat),
+        parts=a.parts | b.parts,
+        reduced=(NONE if absorbed_a else a.reduced) | (NONE if absorbed_b else b.reduced),
+        pending=pending,
+        lookup=a.lookup or b.lookup,
+    )
+
+
+def combine(
+    trace: Any, values: Sequence[Value], shape: Shape, how: Sequence[str], linear: Sequence[bool]
+) -> Value:
+    """Combines values position by position.
+
+    Args:
+      trace: the walk, which records uses.
+      values: the operands.
+      shape: of the result.
+      how: what each operand does to a parameter in another: "mul", "add" or "select" it.
+      linear: whether the result is linear in each operand.
+    """
+    values = [aligned(v, shape) for v in values]
+    product = "mul" in how
+    kind = max((v.kind for v in values), default=Kind.CONST)
+    tags: dict[int, Tag] = {}
+    for p in sorted({p for v in values for p in v.tags}):
+        tag: Tag | None = None
+        for v, is_linear in zip(values, linear, strict=True):
+            if p in v.tags:
+                t = v.tags[p] if is_linear else replace(v.tags[p], nonlinear=True)
+                tag = t if tag is None else merge(trace, p, tag, t, product or not all(linear))
+        assert tag is not None
+        for v, effect in zip(values, how, strict=True):
+            if v.kind == Kind.DATA and p not in v.tags:
+                tag = mix(tag, (effect,), v.variation(p))
+        tags[p] = tag
+    varies = foreign(shape)
+    for v in values:
+        varies = overlay(varies, v.varies)
+    # A weight that a product is added to, or divided by, is no product.
+    made_of = [v for v in values if v.kind == Kind.PARAM and not _is_bias(v)]
+    product_only = bool(made_of) and all(v.product for v in made_of)
+    biased = "mul" not in how and any(_is_bias(v) for v in values)
+    active = product_only and (biased or not all(linear) or any(v.active for v in made_of))
+    spent = _spent(values, shape, product) if all(linear) else {}
+    return Value(
+        shape,
+        kind,
+        tags,
+        spent,
+        varies,
+        product=product_only,
+        with_product=any(v.with_product for v in values),
+        active=active,
+    )
+
+
+def _is_bias(value: Value) -> bool:
+    """Whether a sum with this value adds one vector to many rows."""
+    return (
+        value.kind == Kind.PARAM
+        and not value.product
+        and bool(value.tags)
+        and any(
+            size > 1 and not axes_of((dim,))
+            for size, dim in zip(value.shape, value.variation(), strict=True)
+        )
+    )
+
+
+def _spent(values: Sequence[Value], shape: Shape, product: bool) -> dict[int, Spent]:
+    result: dict[int, Spent] = {}
+    for p in {p for v in values for p in v.spent}:
+        found = [v.spent[p] for v in values if p in v.spent]
+        if product and len(found) > 1:
+            continue  # quadratic in the parameter: no longer a weight made from it
+        dims, gated = found[0].dims, any(s.gated for s in found)
+        for s in found[1:]:
+            dims = overlay(dims, s.dims)
+        for v in values:
+            if product and v.kind == Kind.DATA and p not in v.spent:
+                met = mix(Tag(dims), (), v.variation(p)).shared
+                gated = gated or bool(met and axes_of(dims) - met)
+        result[p] = Spent(dims, frozenset().union(*(s.fan_in for s in found)), gated)
+    return result
+
+
+def reduced(
+    trace: Any,
+    value: Value,
+    over: Sequence[int],
+    keep: Callable[[Dims], Dims],
+    shape: Shape,
+    linear: bool,
+) -> Value:
+    """Sums (or otherwise reduces, or shuffles) along the dimensions `over`.
+
+    Args:
+      trace: the walk, which records uses.
+      value: what is reduced.
+      over: the dimensions.
+      keep: what remains of the dimensions.
+      shape: of the result.
+      linear: whether it is a sum.
+    """
+    tags, spent = {}, {}
+    for p, s in value.spent.items():
+        gone = axes_of(s.dims[d] for d in over)
+        stay = axes_of(d for i, d in enumerate(s.dims) if i not in over)
+        if s.gated and gone and stay:
+            trace.record(generated(trace, p, s.fan_in, gone))
+        elif linear:
+            spent[p] = replace(s, dims=keep(s.dims))
+    for p, tag in value.tags.items():
+        gone = axes_of(tag.dims[d] for d in over)
+        stay = axes_of(d for i, d in enumerate(tag.dims) if i not in over)
+        image = replace(tag, dims=keep(tag.dims))
+        if not gone:
+            tags[p] = image
+            continue
+        alone = stay - gone - tag.shared
+        whole = all(is_whole([tag.dims[d] for d in over], a, trace.shapes[p][a]) for a in gone)
+        use = Use(
+            p,
+            "ambiguous",
+            trace.where,
+            gone if whole else NONE,
+            stay,
+            why="its product with data is summed: a dense layer, or a scale followed by a sum",
+        )
+        pending: frozenset[Use] = frozenset()
+        if not tag.mixed:
+            why = "reduced over its own axes and not combined with data"
+            pending = frozenset({Use(p, "statistic", trace.where, gone, why=why)})
+        elif "mul" in tag.mixed and linear and not tag.nonlinear:
+            if alone and whole and not tag.reduced and tag.mixed <= {"mul", "select"}:
+                trace.record(replace(use, role="weight", why="", batch=_rest(trace, p, gone, stay)))
+                spent[p] = Spent(keep(tag.dims), gone)
+                continue
+            pending = frozenset({use})
+        elif alone and ("mul" in tag.mixed or tag.nonlinear):
+            pending = frozenset({use})
+        tags[p] = replace(image, reduced=tag.reduced | gone, pending=tag.pending | pending)
+    moved = replace(value, tags={}, spent={}, counts=None, one_hot=None).moved(keep, shape)
+    return replace(moved, tags=tags, spent=spent)
+
+
+def _rest(trace: Any, p: int, *used: AxisSet) -> AxisSet:
+    axes = {a for a, n in enumerate(trace.shapes[p]) if n > 1}
+    return frozenset(axes.difference(*used))
+
+
+def generated(trace: Any, p: int, fan_in: AxisSet, again: AxisSet) -> Use:
+    why = f"its product over axes {_text(fan_in)} is itself used as a weight, over {_text(again)}"
+    return Use(p, "refused", trace.where, again, why=why)
+
+
+def _text(axes: Iterable[int]) -> str:
+    return str(tuple(sorted(axes)))

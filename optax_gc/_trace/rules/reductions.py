@@ -1,0 +1,77 @@
+"""Rules for operations on one value that sum, reduce or shuffle some of its dimensions."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ..mixing import reduced, shape_of
+from ..provenance import Dims, Shape, Value, axes_of, lost
+
+
+def reduce_(trace: Any, eqn: Any, *values: Value) -> list[Value]:
+    """A reduction that drops dimensions."""
+    over = eqn.params["axes"] if "axes" in eqn.params else eqn.params["dimensions"]
+    linear = eqn.primitive.name == "reduce_sum"
+
+    def keep(dims: Dims) -> Dims:
+        return tuple(dim for i, dim in enumerate(dims) if i not in over)
+
+    shapes = [shape_of(v) for v in eqn.outvars]
+    return [reduced(trace, v, over, keep, s, linear) for v, s in zip(values, shapes, strict=False)]
+
+
+def shuffled(trace: Any, value: Value, over: Iterable[int], shape: Shape) -> Value:
+    """What every element along the dimensions `over` may have come from any other."""
+    over = tuple(over)
+
+    def keep(dims: Dims) -> Dims:
+        return tuple(
+            lost(shape[i], axes_of((dim,))) if i in over else dim for i, dim in enumerate(dims)
+        )
+
+    return reduced(trace, value, over, keep, shape, linear=True)
+
+
+def along_axis(trace: Any, eqn: Any, value: Value) -> Value:
+    """A cumulative reduction along one axis."""
+    return shuffled(trace, value, (eqn.params["axis"],), shape_of(eqn.outvars[0]))
+
+
+def sort(trace: Any, eqn: Any, *values: Value) -> list[Value]:
+    """Sorts along one dimension."""
+    over = (eqn.params["dimension"],)
+    return [shuffled(trace, v, over, v.shape) for v in values]
+
+
+def top_k(trace: Any, eqn: Any, value: Value) -> list[Value]:
+    """The largest elements along the last dimension (or `axis`), and their indices."""
+    over = (eqn.params.get("axis", -1) % len(value.shape),)
+    result = shuffled(trace, value, over, shape_of(eqn.outvars[0]))
+    return [result, result.without_gradient()]
+
+
+def window(trace: Any, eqn: Any, value: Value, *init: Value) -> Value:
+    """A pooling window: shuffles the dimensions it is longer than 1 along."""
+    shape, sizes = shape_of(eqn.outvars[0]), eqn.params["window_dimensions"]
+    over = [i for i, n in enumerate(sizes) if n > 1 or shape[i] != value.shape[i]]
+    return shuffled(trace, value, over, shape)
+
+
+def fft(trace: Any, eqn: Any, value: Value) -> Value:
+    """A Fourier transform of the last dimensions."""
+    rank = len(value.shape)
+    over = range(rank - len(eqn.params["fft_lengths"]), rank)
+    return shuffled(trace, value, over, shape_of(eqn.outvars[0]))
+
+
+_REDUCTIONS = """
+    reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin
+"""
+
+RULES: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(_REDUCTIONS.split(), reduce_),
+    **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), along_axis),
+    **dict.fromkeys(("reduce_window_sum", "reduce_window_max", "reduce_window_min"), window),
+    "sort": sort,
+    "top_k": top_k,
+    "fft": fft,
+}

@@ -1,0 +1,143 @@
+"""From the uses of a parameter to its axes, or to the reason why they cannot be told."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from .provenance import NONE, AxisSet, Shape, Use
+
+ROLES = {
+    "weight": "contracted with data",
+    "constant": "contracted with constants; counts if nothing else does",
+    "pair": "contracted with a parameter; the weight is one of the two",
+    "ambiguous": "a weight or an activation",
+    "elementwise": "part of an activation: a bias, a scale, a position, an initial state",
+    "scalar": "the same, but summed over axes of its own, which is evidence of nothing",
+    "lookup": "indexed by data",
+    "statistic": "reduced over its own axes and not combined with data, such as a penalty",
+    "returned": "a result of the function",
+    "refused": "something that no rule can follow",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a parameter is.
+
+    Attributes:
+      axes: its fan-in; empty if it is no contracted weight, or if that cannot be told.
+      how: what it is used as.
+      where: the uses that this was read from.
+      outputs: axes that index outputs. Kept for other uses of the trace.
+      batch: axes along which there are independent copies: layers, experts, groups.
+      candidates: what its axes may be, if that cannot be told.
+      refused: why it cannot be told; empty if it can.
+    """
+
+    axes: AxisSet = NONE
+    how: str = ""
+    where: tuple[str, ...] = ()
+    outputs: AxisSet = NONE
+    batch: AxisSet = NONE
+    candidates: tuple[AxisSet, ...] = ()
+    refused: str = ""
+
+
+def verdicts(uses: Iterable[Use], shapes: Sequence[Shape]) -> list[Verdict]:
+    """The verdict on each parameter.
+
+    Args:
+      uses: of all parameters.
+      shapes: of each.
+    """
+    of: dict[int, list[Use]] = defaultdict(list)
+    for use in sorted(uses, key=lambda u: (u.param, u.role, u.where, sorted(u.axes), u.why)):
+        of[use.param].append(use)
+    decided = {p: _decisive_axes(of[p], shape) for p, shape in enumerate(shapes)}
+    return [_verdict(of[p], shape, shapes, decided) for p, shape in enumerate(shapes)]
+
+
+def _long(axes: AxisSet, shape: Shape) -> AxisSet:
+    return frozenset(a for a in axes if shape[a] > 1)
+
+
+def _decisive_axes(uses: Sequence[Use], shape: Shape) -> AxisSet | None:
+    """The axes of a parameter that is decisively a weight, and nothing else is known of it."""
+    found = {_long(u.axes, shape) for u in uses if u.role == "weight"}
+    return found.pop() if len(found) == 1 else None
+
+
+def _verdict(
+    uses: Sequence[Use],
+    shape: Shape,
+    shapes: Sequence[Shape],
+    decided: dict[int, AxisSet | None],
+) -> Verdict:
+    by = {role: [u for u in uses if u.role == role] for role in ROLES}
+
+    def refuse(why: str, because: Sequence[Use]) -> Verdict:
+        at = [*because, *by["weight"]]
+        axes = {_long(u.axes, shape) for u in (*at, *by["pair"], *by["ambiguous"])} - {NONE}
+        candidates = tuple(sorted(axes, key=sorted))
+        return Verdict(candidates=candidates, refused=why, where=_where(at))
+
+    def answer(because: Sequence[Use], how: str) -> Verdict:
+        axes = frozenset().union(*(u.axes for u in because))
+        if math.prod(shape[a] for a in axes) == 1:
+            return Verdict(how="fan-in of one", where=_where(because))
+        outputs = frozenset().union(*(u.outputs for u in because)) - axes
+        batch = frozenset().union(*(u.batch for u in because)) - axes - outputs
+        return Verdict(axes, how, _where(because), outputs, batch)
+
+    if by["refused"]:
+        return refuse(by["refused"][0].why, by["refused"])
+    weights, none = by["weight"], [*by["lookup"], *by["elementwise"]]
+    if weights:
+        fan_in = decided_axes = {_long(u.axes, shape) for u in weights}
+        if len(fan_in) > 1:
+            texts = " and ".join(sorted(str(tuple(sorted(axes))) for axes in fan_in))
+            return refuse(f"conflict: contracted over axes {texts}", weights)
+        if by["lookup"]:
+            tied = answer([*weights], "tied")
+            return Verdict(
+                how="tied", where=_where([*weights, *by["lookup"]]), candidates=(tied.axes,)
+            )
+        if none:
+            return refuse("contracted with data, and also added to it or multiplied by it", none)
+        for use in (*by["ambiguous"], *by["pair"]):
+            if {_long(use.axes, shape)} != decided_axes:
+                return refuse(use.why, [use])
+        how = "conv" if all("conv" in u.where for u in weights) else "dense"
+        return answer(weights, how)
+    if by["ambiguous"] and not none:
+        return refuse(by["ambiguous"][0].why, by["ambiguous"])
+    for use in by["pair"]:
+        weight = [
+            q
+            for q, axes in use.partners
+            if decided[q] is not None and decided[q] == _long(axes, shapes[q])
+        ]
+        if not none and (by["ambiguous"] or not weight):
+            return refuse(use.why, [use])
+    if none:
+        how = "lookup" if by["lookup"] else "elementwise only"
+        return Verdict(how=how, where=_where(none))
+    if by["pair"]:
+        return Verdict(how="activation", where=_where(by["pair"]))
+    if by["constant"]:
+        if len({_long(u.axes, shape) for u in by["constant"]}) > 1:
+            return refuse("contracted with constants over different axes", by["constant"])
+        return answer(by["constant"], "dense")
+    if by["scalar"]:
+        return Verdict(how="elementwise only", where=_where(by["scalar"]))
+    for role in ("statistic", "returned"):
+        if by[role] and len(_long(frozenset(range(len(shape))), shape)) > 1:
+            return refuse(by[role][0].why, by[role])
+    if by["statistic"] or by["returned"]:
+        return Verdict(how="elementwise only", where=_where([*by["statistic"], *by["returned"]]))
+    return Verdict(how="no gradient reaches it")
+
+
+def _where(uses: Iterable[Use]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(u.where for u in uses))

@@ -1,0 +1,139 @@
+"""Shared by the tests of the tracer: abstract models, answers by path, and the oracle."""
+
+import contextlib
+
+import equinox as eqx
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from optax_gc._axes import path_name
+from optax_gc._trace import _trace
+
+REFUSED = "refused"
+KEY = jax.random.key(0)
+
+
+def f32(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def i32(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+
+@contextlib.contextmanager
+def promoting():
+    """Some frameworks' own layers need looser promotion than the tests run under."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def answers(fn, params, *args, **kwargs):
+    """{path: axes, or REFUSED} for every parameter."""
+    with promoting():
+        trace = _trace(fn, params, args, kwargs)
+    return {
+        path_name(path): REFUSED if verdict.refused else tuple(sorted(verdict.axes))
+        for path, verdict in zip(trace.paths, trace.found, strict=True)
+    }
+
+
+def verdicts_of(fn, params, *args):
+    """{path: verdict} for every parameter."""
+    with promoting():
+        trace = _trace(fn, params, args, {})
+    return {path_name(p): v for p, v in zip(trace.paths, trace.found, strict=True)}
+
+
+def linen(module, *args, collection="params", **kwargs):
+    """A linen module as (fn, abstract parameters, inputs)."""
+    rngs = {"params": KEY, "dropout": KEY}
+    variables = jax.eval_shape(lambda *a: module.init(rngs, *a, **kwargs), *args)
+    rest = {name: tree for name, tree in variables.items() if name != collection}
+    rest = jax.tree.map(lambda s: np.ones(s.shape, s.dtype), rest)
+
+    def fn(params, *args):
+        return module.apply(
+            {collection: params, **rest}, *args, rngs={"dropout": KEY}, mutable=list(rest), **kwargs
+        )[0]
+
+    return fn, variables[collection], *args
+
+
+def nnx_(build, *args, call=lambda model, *args: model(*args)):
+    """An nnx module as (fn, abstract state, inputs)."""
+    graphdef, params, rest = nnx.split(nnx.eval_shape(build), nnx.Param, ...)
+    rest = jax.tree.map(
+        lambda s: KEY if jnp.issubdtype(s.dtype, jax.dtypes.prng_key) else np.ones(s.shape, s.dtype),
+        rest,
+    )
+
+    def fn(params, *args):
+        fresh = jax.tree.map(lambda x: x, rest)  # variables of this trace
+        return call(nnx.merge(graphdef, params, fresh), *args)
+
+    return fn, params, *args
+
+
+def haiku(build, *args):
+    """A function of Haiku modules as (fn, abstract parameters, inputs)."""
+    with promoting():
+        transformed = hk.transform_with_state(build)
+        params, state = jax.eval_shape(transformed.init, jax.random.PRNGKey(0), *args)
+    state = jax.tree.map(lambda s: np.ones(s.shape, s.dtype), state)
+
+    def fn(params, *args):
+        return transformed.apply(params, state, jax.random.PRNGKey(0), *args)[0]
+
+    return fn, params, *args
+
+
+def equinox(build, *args, call=lambda model, *args: jax.vmap(model)(*args)):
+    """An Equinox module as (fn, abstract arrays, inputs)."""
+    model = eqx.filter_eval_shape(build, KEY)
+    params, static = eqx.partition(model, lambda x: isinstance(x, jax.ShapeDtypeStruct))
+    return (lambda params, *args: call(eqx.combine(params, static), *args)), params, *args
+
+
+def keras(layer, *args, **kwargs):
+    """A Keras layer or model, built, as (fn, list of arrays, inputs)."""
+    trainable = [v.value for v in layer.trainable_variables]
+    rest = [v.value for v in layer.non_trainable_variables]
+
+    def fn(params, *args):
+        return layer.stateless_call(params, rest, *args, **kwargs)[0]
+
+    return fn, trainable, *args
+
+
+def fan_in_by_oracle(fn, params, *args):
+    """The axes that the definition gives, computed: {path: axes} for a single layer.
+
+    With all activations equal to one, the gradient of a weight under a random cotangent is
+    constant along exactly its fan-in axes, since every input to an output unit is the same.
+    """
+    with promoting():
+        ones = [jax.tree.map(lambda s: np.ones(s.shape, s.dtype), arg) for arg in args]
+        rng = np.random.default_rng(0)
+        values = jax.tree.map(
+            lambda s: rng.normal(size=s.shape).astype(np.float32)
+            if jnp.issubdtype(s.dtype, jnp.inexact)
+            else np.zeros(s.shape, s.dtype),
+            params,
+        )
+        out, vjp = jax.vjp(lambda p: fn(p, *ones), values)
+        cotangent = jax.tree.map(lambda o: rng.normal(size=o.shape).astype(o.dtype), out)
+        (grads,) = vjp(cotangent)
+    found = {}
+    for path, g in jax.tree_util.tree_leaves_with_path(grads):
+        g = np.asarray(g)
+        scale = np.abs(g).max()
+        found[path_name(path)] = tuple(
+            axis
+            for axis in range(g.ndim)
+            if np.ptp(g, axis=axis).max() <= 1e-4 * scale
+        )
+    return found
