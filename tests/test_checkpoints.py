@@ -39,14 +39,13 @@ class Network(nn.Module):
         return nn.Dense(3, name="head")(nn.relu(nn.Dense(16, name="hidden")(x)))
 
 
+@functools.cache
 def first_params():
-    return Network().init(jax.random.key(0), jnp.zeros((1, 24)))["params"]
+    return jax.jit(Network().init)(jax.random.key(0), jnp.zeros((1, 24)))["params"]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def step(tx, params, state, seed):
-    x = jax.random.uniform(jax.random.key(seed), (32, 24))
-    y = jnp.stack([x[:, :8].sum(1), x[:, 3] * x[:, 5], x[:, 20]], 1)
+def step(tx, params, state, x, y):
     grads = jax.grad(lambda p: ((Network().apply({"params": p}, x) - y) ** 2).mean())(params)
     updates, state = tx.update(grads, state, params)
     return optax.apply_updates(params, updates), state
@@ -54,7 +53,9 @@ def step(tx, params, state, seed):
 
 def train(tx, params, state, seeds):
     for seed in seeds:
-        params, state = step(tx, params, state, seed)
+        x = np.random.default_rng(seed).random((32, 24), np.float32)
+        y = np.stack([x[:, :8].sum(1), x[:, 3] * x[:, 5], x[:, 20]], 1)
+        params, state = step(tx, params, state, x, y)
     return params, state
 
 
