@@ -53,11 +53,10 @@ def match(
             )
             return
         labels, children = _children(prefix), _children(node)
-        if _is_box(labels):
-            return walk(labels["value"][1], node, path)
-        if _is_box(children):
-            entry, child = children["value"]
-            return walk(prefix, child, (*path, entry))
+        if box := _boxed(labels):
+            return walk(box[1], node, path)
+        if box := _boxed(children):
+            return walk(prefix, box[1], (*path, box[0]))
         if not labels or not children:
             raise ValueError(
                 f"{name} for {_described(path + below[0][0], below[0][1])} is {prefix!r}. {hint}"
@@ -110,9 +109,10 @@ def _is_value(entry: Any) -> bool:
     return getattr(entry, "name", None) == "value"
 
 
-def _is_box(children: dict[Any, tuple[Any, Any]] | None) -> bool:
-    """Whether these are the children of a box around one array: nnx.Variable, linen.Partitioned."""
-    return bool(children) and len(children) == 1 and all(_is_value(e) for e, _ in children.values())
+def _boxed(children: dict[Any, tuple[Any, Any]] | None) -> tuple[Any, Any] | None:
+    """The one child of a box around one array, such as nnx.Variable and linen.Partitioned."""
+    child = next(iter(children.values())) if children and len(children) == 1 else None
+    return child if child and _is_value(child[0]) else None
 
 
 def _listed(leaves: list[tuple[KeyPath, Any]]) -> str:
