@@ -5,7 +5,8 @@ and after optax_gc.centralize. optax.centralize shows what the wrong axes do: it
 axes but the first, which for a Flax kernel of shape (in, out) are the outputs. A seed draws the
 split into training and test images, the initial weights and the batches. Every arm gets the same
 seeds, so that arms are compared in pairs, and the learning rate with which the plain gradient ends
-best, of 0.01, 0.03, 0.1 for SGDM and 0.001, 0.003, 0.01 for Adam. Inputs are raw pixels in [0, 1].
+at the lowest test NLL (of 0.003 to 0.1 for SGDM, 0.0003 to 0.01 for Adam, by factors of about 3).
+Inputs are raw pixels in [0, 1]; --standardize, or another rate, can change who wins.
 """
 
 import argparse
@@ -123,10 +124,9 @@ def plot(curves, args):
         (train_nll, nll, _), nll0 = curve.swapaxes(0, 1), curves[optimizer, "plain"][:, 1]
         for ax, values in zip(rows[optimizer], (train_nll, nll, nll - nll0), strict=True):
             (mean, error), color = mean_and_error(values), GRADIENTS[gradients][1]
+            band = mean - error, mean + error
             ax.plot(args.evaluated, mean, color=color, label=gradients)
-            ax.fill_between(
-                args.evaluated, mean - error, mean + error, color=color, alpha=0.2, lw=0
-            )
+            ax.fill_between(args.evaluated, *band, color=color, alpha=0.2, lw=0)
             ax.spines[["top", "right"]].set_visible(False)
         rows[optimizer][0].set_ylabel(optimizer, fontweight="bold")
     for column, title in enumerate(["training NLL", "test NLL", "test NLL minus plain's, by seed"]):
@@ -134,20 +134,17 @@ def plot(curves, args):
         grid[1, column].set_xlabel("step")
     for ax in grid[0, :2]:
         ax.set_yscale("log")
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 6)))
-        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 3, 6)), major_formatter="{x:g}")
         ax.minorticks_off()
-    title = f"{args.train_size} training images, {args.seeds} seeds, mean ± standard error"
-    place = {"loc": "outside upper center", "ncols": 3, "frameon": False}
-    figure.legend(handles=grid[0, 0].lines, title=title, **place)
+    figure.suptitle(f"{args.train_size} training images, {args.seeds} seeds, mean ± standard error")
+    grid[0, 2].legend(frameon=False)
     figure.savefig(args.figure, dpi=120)
 
 
 def parse_args():
     """Reads the command line and refuses what cannot be run."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    with_defaults = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=with_defaults)
     add = parser.add_argument
     add("--seeds", type=int, default=40, help="how many, trained at once under jax.vmap")
     add("--train-size", type=int, default=50, help="training images")
