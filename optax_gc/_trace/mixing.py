@@ -49,8 +49,8 @@ def aligned(value: Value, shape: Shape) -> Value:
     return value.moved(stretch, shape)
 
 
-def mix(tag: Tag, how: Iterable[str], data: Dims) -> Tag:
-    """Notes that data varying along `data` was combined with the parameter."""
+def mix(tag: Tag, how: Iterable[str], data: Dims, loops: frozenset[int] = frozenset()) -> Tag:
+    """Notes that data varying along `data`, carried by `loops`, met the parameter."""
     shared, repeated = set(tag.shared), tag.repeated
     for dim, with_data in zip(tag.dims, data, strict=True):
         if not axes_of((with_data,)):
@@ -67,7 +67,11 @@ def mix(tag: Tag, how: Iterable[str], data: Dims) -> Tag:
         shared |= axes_of((met,))
         repeated |= repeats((met,))
     return replace(
-        tag, mixed=tag.mixed | frozenset(how), shared=frozenset(shared), repeated=repeated
+        tag,
+        mixed=tag.mixed | frozenset(how),
+        shared=frozenset(shared),
+        repeated=repeated,
+        loops=tag.loops | loops,
     )
 
 
@@ -92,17 +96,18 @@ def merge(trace: Any, p: int, a: Tag, b: Tag, product: bool) -> Tag:
     absorbed_b = not b.reduced or b.reduced <= a.axes - a.reduced
     none: frozenset[Use] = frozenset()
     pending = (none if absorbed_a else a.pending) | (none if absorbed_b else b.pending)
-    both_main = product and not (a_is_stat or b_is_stat)
+    squared = product and bool(a.mixed or b.mixed) and not (a_is_stat or b_is_stat)
     return Tag(
         dims=dims,
         mixed=a.mixed | b.mixed,
         shared=a.shared | b.shared,
         repeated=a.repeated and b.repeated if a.mixed and b.mixed else a.repeated or b.repeated,
-        nonlinear=both_main or (a.nonlinear and not a_is_stat) or (b.nonlinear and not b_is_stat),
+        nonlinear=squared or (a.nonlinear and not a_is_stat) or (b.nonlinear and not b_is_stat),
         parts=a.parts | b.parts,
         reduced=(NONE if absorbed_a else a.reduced) | (NONE if absorbed_b else b.reduced),
         pending=pending,
         lookup=a.lookup or b.lookup,
+        loops=a.loops & b.loops if a.mixed and b.mixed else a.loops | b.loops,
     )
 
 
@@ -123,16 +128,18 @@ def combine(
     kind = max((v.kind for v in values), default=Kind.CONST)
     tags: dict[int, Tag] = {}
     for p in sorted({p for v in values for p in v.tags}):
-        tag: Tag | None = None
+        tag, bent = None, False
         for v, is_linear in zip(values, linear, strict=True):
             if p in v.tags:
-                t = v.tags[p] if is_linear else replace(v.tags[p], nonlinear=True)
+                t = v.tags[p]
+                bent = bent or not is_linear
                 tag = t if tag is None else merge(trace, p, tag, t, product or not all(linear))
         assert tag is not None
         for v, effect in zip(values, how, strict=True):
             if v.kind == Kind.DATA and p not in v.tags:
-                tag = mix(tag, (effect,), v.variation(p))
-        tags[p] = tag
+                effects = (effect, "backward") if trace.backward else (effect,)
+                tag = mix(tag, effects, v.variation(p), v.loops)
+        tags[p] = replace(tag, nonlinear=tag.nonlinear or (bent and bool(tag.mixed)))
     varies = foreign(shape)
     for v in values:
         varies = overlay(varies, v.varies)
@@ -150,6 +157,7 @@ def combine(
         varies,
         product=product_only,
         with_product=any(v.with_product for v in values),
+        loops=frozenset().union(*(v.loops for v in values)),
         active=active,
     )
 
@@ -237,7 +245,7 @@ def reduced(
                 spent[p] = Spent(keep(tag.dims), gone)
                 continue
             pending = frozenset({use})
-        elif alone and ("mul" in tag.mixed or tag.nonlinear):
+        elif alone and ("mul" in tag.mixed or tag.nonlinear or not linear):
             pending = frozenset({use})
         tags[p] = replace(image, reduced=tag.reduced | gone, pending=tag.pending | pending)
     moved = replace(value, tags={}, spent={}, counts=None, one_hot=None).moved(keep, shape)

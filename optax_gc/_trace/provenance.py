@@ -164,6 +164,7 @@ class Use:
     batch: AxisSet = NONE
     why: str = ""
     partners: tuple[tuple[int, AxisSet], ...] = ()  # parameters contracted with, and their axes
+    backward: bool = False  # in a gradient that the function itself takes
 
 
 @dataclass(frozen=True)
@@ -171,14 +172,16 @@ class Tag:
     """A parameter's image within a value, while it has not yet been contracted with data."""
 
     dims: Dims
-    mixed: frozenset[str] = frozenset()  # how data came in: "mul", "add", "select"; empty if pure
+    # How data came in: "mul", "add", "select", "other", and "backward" if in a gradient.
+    mixed: frozenset[str] = frozenset()
     shared: AxisSet = NONE  # axes along which that data varies too
     repeated: bool = False  # along some axis along which that data varies
-    nonlinear: bool = False
+    nonlinear: bool = False  # since data came in
     parts: frozenset[tuple[int, object]] = frozenset()  # slices taken before data came in
     reduced: AxisSet = NONE  # axes that were summed, selected or shuffled away
     pending: frozenset[Use] = frozenset()  # uses, unless this turns out to be its own statistic
     lookup: bool = False
+    loops: frozenset[int] = frozenset()  # that the data it met is carried by
 
     @property
     def axes(self) -> AxisSet:
@@ -207,6 +210,7 @@ class Value:
     product: bool = False  # of a contraction, but for constants and biases
     with_product: bool = False  # one went into it
     active: bool = False  # such a product after a nonlinearity or a bias: surely no weight
+    loops: frozenset[int] = frozenset()  # that it is carried by, or computed from what is
     counts: Dims | None = None  # an iota, and along which dimensions
     one_hot: Dims | None = None  # along which dimensions it has a single one
 

@@ -120,6 +120,8 @@ def _verdict(
         ]
         if not none and (by["ambiguous"] or not weight):
             return refuse(use.why, [use])
+    if (at := [*none, *by["scalar"]]) and all(u.backward for u in at):
+        return refuse("only the gradient that the function itself takes is used", at)
     if none:
         how = "lookup" if by["lookup"] else "elementwise only"
         return Verdict(how=how, where=_where(none))

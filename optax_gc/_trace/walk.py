@@ -19,6 +19,7 @@ class Walk:
         self.constants_are_data = constants_are_data
         self.liveness = Liveness()
         self.everything = False
+        self.backward = False  # in a gradient that the function itself takes
         self.uses: set[Use] = set()
         self.where = "the function's arguments"
         self._stack: tuple[str, ...] = ()
@@ -44,14 +45,15 @@ class Walk:
             return Value(shape_of(atom), varies=own(())) if is_literal(atom) else env[atom]
 
         self._live.append(live)
-        outer = self._stack
+        outer, outer_backward = self._stack, self.backward
         for eqn in jaxpr.eqns:
             flags = self.live_outputs(eqn)
             operands = [read(atom) for atom in eqn.invars]
             if not any(flags) and not (eqn.effects and self._reaches(eqn, live)):
                 operands = [v.without_gradient() for v in operands]
-            name = str(eqn.source_info.name_stack)
-            self._stack = (*outer, name) if name else outer
+            stack = eqn.source_info.name_stack
+            self._stack = (*outer, str(stack)) if str(stack) else outer
+            self.backward = outer_backward or "Transform(name='transpose')" in repr(stack)
             self.where = (
                 eqn.primitive.name + (" in " if self._stack else "") + "/".join(self._stack)
             )
@@ -60,7 +62,7 @@ class Walk:
             results = [results] if isinstance(results, Value) else results
             for var, flag, value in zip(eqn.outvars, flags, results, strict=True):
                 env[var] = value if flag else value.without_gradient()
-        self._stack = outer
+        self._stack, self.backward = outer, outer_backward
         self._live.pop()
         return [
             read(atom) if flag else read(atom).without_gradient()
@@ -107,7 +109,8 @@ class Walk:
         """Notes that a parameter has become part of an activation."""
         self.expose(p, tag, value)
         role = "lookup" if tag.lookup else "scalar" if tag.reduced else "elementwise"
-        self.record(Use(p, role, self.where))
+        backward = self.backward or "backward" in tag.mixed
+        self.record(Use(p, role, self.where, backward=backward))
 
     def expose(self, p: int, tag: Tag, value: Value) -> None:
         """Notes the reductions of a parameter that turned out to be no statistics of it."""
@@ -127,7 +130,8 @@ class Walk:
                     self.settle(p, tag, v)
                 else:
                     self.refuse(p, f"there is no rule for {eqn.primitive.name}")
-        return [constant(shape_of(v), kind) for v in eqn.outvars]
+        loops = frozenset().union(*(v.loops for v in values))
+        return [replace(constant(shape_of(v), kind), loops=loops) for v in eqn.outvars]
 
     def finish(self, outputs: Sequence[Value]) -> None:
         """Notes what the function's results hold of each parameter."""

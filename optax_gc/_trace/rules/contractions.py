@@ -90,13 +90,13 @@ def contract(trace: Any, a: Side, b: Side, shape: Shape) -> Value:
                 del spent[p]  # quadratic in the parameter: no longer a weight made from it
             else:
                 spent[p] = s
-    varies = foreign(shape)
+    varies, loops = foreign(shape), a.value.loops | b.value.loops
     for side, role in zip((a, b), roles, strict=True):
         # A learned activation that is repeated along the batch stands for data there.
         learned = role == "activation" and side.value.kind == Kind.PARAM
         dims = own(side.value.shape) if learned else side.value.variation()
         varies = overlay(varies, side.project(dims, shape))
-    return Value(shape, kind, tags, spent, varies, product=True, with_product=True)
+    return Value(shape, kind, tags, spent, varies, product=True, with_product=True, loops=loops)
 
 
 def _roles(a: Side, b: Side) -> tuple[str, str]:
@@ -174,7 +174,8 @@ class _Operand:
         image = replace(tag, dims=self.side.project(tag.dims, self.shape))
         for s in (self.side, self.other):
             if s is self.other or self.role == "weight":
-                image = mix(image, ("mul",), s.project(s.value.variation(p), self.shape))
+                variation = s.project(s.value.variation(p), self.shape)
+                image = mix(image, ("mul",), variation, s.value.loops)
         self.tags[p] = image
 
     def _is_whole(self, p: int, tag: Tag, axes: AxisSet) -> bool:
@@ -233,6 +234,8 @@ class _Operand:
                 for d, dim in enumerate(tag.dims)
             ]
             self.spent[p] = Spent(self.side.project(tuple(dims), self.shape), gone)
+        elif tag.repeated and tag.nonlinear and "add" in tag.mixed:
+            self.trace.settle(p, tag, self.side.value)  # a bias on attention logits
         elif not free and (tag.repeated or tag.lookup):
             self.trace.settle(p, tag, self.side.value)
         else:

@@ -69,9 +69,11 @@ def scan(trace: Any, eqn: Any, *values: Value) -> list[Value]:
     def step(carry: Sequence[Value]) -> list[Value]:
         return trace.run(jaxpr, constants, (*consts, *carry, *slices), outs)
 
+    loop = id(eqn)
+    init = [replace(v, loops=v.loops | {loop}) for v in init]
     carry, results = _fixpoint(trace, step, init, m)
     for value in results[:m]:
-        _refuse_sums_over_the_loop(trace, value, taken)
+        _refuse_sums_over_the_loop(trace, value, taken, loop)
     length = eqn.params["length"]
     ys = [
         _stacked(y, shape_of(v), taken, length)
@@ -101,11 +103,14 @@ def _fixpoint(
     return [v.without_gradient() for v in carry], [v.without_gradient() for v in step(carry)]
 
 
-def _refuse_sums_over_the_loop(trace: Any, value: Value, taken: dict[int, Any]) -> None:
-    """An outer product of data and a slice, added up by the loop, is a contraction in disguise."""
+def _refuse_sums_over_the_loop(trace: Any, value: Value, taken: dict[int, Any], loop: int) -> None:
+    """A product of data and a slice that is added up by the loop is a contraction in disguise.
+
+    In a residual network with a scale for each layer the product is one with what is carried.
+    """
     for p, tag in value.tags.items():
-        alone = tag.axes - tag.shared
-        if taken.get(p) and "mul" in tag.mixed and alone and not tag.nonlinear:
+        residual = loop in tag.loops and not tag.axes - tag.shared
+        if taken.get(p) and "mul" in tag.mixed and not tag.nonlinear and not residual:
             trace.refuse(p, "its slices are multiplied by data and added up by a loop")
 
 
