@@ -1,0 +1,139 @@
+"""The sharpness of a loss: the largest eigenvalue of its Hessian, or of PHP."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .._axes import Axes, AxesLike, resolve
+
+
+class Sharpness(NamedTuple):
+    """An eigenvalue and its error: an eigenvalue lies within ``error`` of ``value``."""
+
+    value: jax.Array
+    error: jax.Array
+
+
+def sharpness(
+    loss: Callable[[Any], jax.Array],
+    params: Any,
+    *,
+    axes: AxesLike | None = None,
+    key: jax.Array,
+    num_matvecs: int = 32,
+) -> Sharpness:
+    """Computes the algebraically largest eigenvalue of the loss's Hessian, or of PHP.
+
+    Gradient descent is stable for step sizes below 2 / λ(H), and with GC below 2 / λ(PHP), which is
+    never larger than λ(H) where that is positive. Lanczos' algorithm with full reorthogonalisation,
+    on Hessian-vector products: nothing of the size of the Hessian is built. Needs matfree.
+
+    Args:
+      loss: function of the parameters to a real scalar. For data larger than one batch, let it
+        average over batches, one after the other and with nothing kept between them:
+        ``jnp.mean(jax.lax.map(jax.checkpoint(lambda batch: batch_loss(params, batch)), batches))``.
+      params: pytree of real arrays. Others than floating-point are held constant.
+      axes: axes tree, prefix tree or label function of the projection P of `centralize`; None for
+        no projection. PHP has the eigenvalue 0, so that its largest is never negative.
+      key: for the random direction to start from.
+      num_matvecs: how many Hessian-vector products to spend. It holds as many copies of the
+        parameters. More lower the error.
+
+    Returns:
+      `Sharpness`: scalars in float32 (float64 for such parameters). ``value`` never exceeds the
+      largest eigenvalue, up to rounding. ``error`` is the norm of the residual Hv - λv, plus
+      rounding: should it be large, spend more products.
+
+    Raises:
+      ImportError: if matfree is not installed.
+      TypeError: if some parameters are complex.
+      ValueError: if there are no floating-point parameters, ``num_matvecs`` is below 1, or the axes
+        do not match the parameters.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from optax_gc import diagnostics
+      >>> loss = lambda p: 3 * p["w"].mean() ** 2 + (p["w"] ** 2 * jnp.array([[1.0], [2.0]])).sum()
+      >>> params, key = {"w": jnp.array([[1.0], [-1.0]])}, jax.random.key(0)
+      >>> whole = diagnostics.sharpness(loss, params, key=key)
+      >>> centred = diagnostics.sharpness(loss, params, axes={"w": (0,)}, key=key)
+      >>> print(f"{whole.value:.3f} {centred.value:.3f}")
+      6.303 3.000
+
+      To watch it while training, at the cost of the products in every step:
+
+      >>> import optax
+      >>> measure = optax.stateless(lambda _, p: diagnostics.sharpness(loss, p, key=key))
+      >>> tx = optax.chain(optax.sgd(0.1), optax.monitor({"sharpness": measure}))
+      >>> _, state = tx.update(jax.grad(loss)(params), tx.init(params), params)
+      >>> print(f"{optax.tree.get(state, 'sharpness').value:.3f}")
+      6.303
+
+    References:
+      Yong et al., Gradient Centralization, https://arxiv.org/abs/2004.01461, theorem 4.2.
+      Krämer et al., Gradients of Functions of Large Matrices, https://arxiv.org/abs/2405.17277.
+    """
+    try:
+        from matfree import decomp
+    except ImportError as error:
+        raise ImportError(
+            'sharpness() needs matfree. Run: pip install "optax-gc[diagnostics]"'
+        ) from error
+
+    leaves = resolve(() if axes is None else axes, params)
+    values, structure = jax.tree_util.tree_flatten(params)
+    free = [i for i, x in enumerate(values) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
+    points = [jnp.asarray(values[i]) for i in free]
+    if complex_ones := [
+        leaves[i].path for i, x in zip(free, points, strict=True) if jnp.iscomplexobj(x)
+    ]:
+        raise TypeError(f"{complex_ones} are complex. Split them into real and imaginary parts.")
+    size = sum(x.size for x in points)
+    if not size or num_matvecs < 1:
+        raise ValueError(
+            f"params hold {size} floating-point numbers, and num_matvecs is {num_matvecs}. Give "
+            "both at least 1."
+        )
+    wide = jnp.float64 if any(x.dtype == jnp.float64 for x in points) else jnp.float32
+
+    def gradient(points: list[jax.Array]) -> list[jax.Array]:
+        def of_free(points: list[jax.Array]) -> jax.Array:
+            whole = list(values)
+            for i, x in zip(free, points, strict=True):
+                whole[i] = x
+            return loss(jax.tree_util.tree_unflatten(structure, whole))
+
+        return jax.grad(of_free)(points)
+
+    def project(v: list[jax.Array]) -> list[jax.Array]:
+        return [_subtract_mean(x, leaves[i].axes) for i, x in zip(free, v, strict=True)]
+
+    def php(v: list[jax.Array]) -> list[jax.Array]:
+        pairs = zip(project(v), points, strict=True)
+        tangents = [lax.convert_element_type(x, w.dtype) for x, w in pairs]
+        _, hv = jax.jvp(gradient, (points,), (tangents,))
+        return project([lax.convert_element_type(x, wide) for x in hv])
+
+    keys = jax.random.split(key, len(points))
+    start = [jax.random.normal(k, x.shape, wide) for k, x in zip(keys, points, strict=True)]
+    lanczos = decomp.tridiag_sym(min(num_matvecs, size), materialize=False, custom_vjp=False)
+    _, (diagonal, beside), residual, _ = lanczos(php, start)
+
+    # Where the directions end early, as they do for a Hessian of low rank, matfree divides by zero.
+    # What came before is then exact: cut the rest off, with eigenvalues that are not the largest.
+    ended = ~jnp.isfinite(diagonal)
+    diagonal = jnp.where(ended, jnp.nanmin(diagonal), diagonal)
+    beside = jnp.where(ended[1:], 0, beside)
+    ritz, vectors = jnp.linalg.eigh(jnp.diag(diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1))
+    length = jnp.sqrt(sum(jnp.sum(x * x) for x in residual))
+    left = jnp.where(ended[-1], 0, length * jnp.abs(vectors[-1, -1]))
+    rounding = jnp.finfo(wide).eps * jnp.max(jnp.abs(ritz))
+    return Sharpness(ritz[-1], left + rounding)
+
+
+def _subtract_mean(v: jax.Array, axes: Axes) -> jax.Array:
+    return v - jnp.mean(v, axes, keepdims=True) if axes else v

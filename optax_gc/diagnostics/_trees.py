@@ -1,0 +1,238 @@
+"""Numbers about gradients and weights, parameter by parameter."""
+
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .._axes import AxesLike, Leaf, axes_from_rank, resolve
+
+
+class Removed(NamedTuple):
+    """How much of a gradient is its mean over the fan-in, from 0 to 1."""
+
+    total: jax.Array  # of all parameters together, those left alone included
+    parameters: dict[str, jax.Array]  # of each parameter that is centralized
+
+
+class Norms(NamedTuple):
+    """The size of one array."""
+
+    l2: jax.Array
+    max: jax.Array  # of absolute values
+
+
+def removed_fraction(grads: Any, axes: AxesLike = axes_from_rank) -> Removed:
+    """Divides the norm of what `centralize` would remove by the norm of the gradient.
+
+    That is ‖g - Pg‖ / ‖g‖ in at least float32; 0 for a gradient of zero. Where it is near 0, GC has
+    no effect (a layer fed by LayerNorm without affine); near 1, it removes almost everything.
+
+    Args:
+      grads: gradients, or updates (pytree of any shapes and dtypes).
+      axes: axes tree, prefix tree or label function, as for `centralize`.
+
+    Returns:
+      `Removed`: scalars, ``total`` and a dict ``parameters``.
+
+    Raises:
+      ValueError: if the axes do not match ``grads``, or some do not fit their shape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from optax_gc import centralize, diagnostics
+      >>> params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
+      >>> grads = {"kernel": jnp.array([[1.0, 0.0], [2.0, 1.0], [3.0, -1.0]]), "bias": jnp.ones(2)}
+      >>> watch = optax.snapshot("removed", diagnostics.removed_fraction)
+      >>> tx = optax.chain(watch, centralize(), optax.adam(0.1))
+      >>> _, state = tx.update(grads, tx.init(params), params)
+      >>> removed = optax.tree.get(state, "removed")
+      >>> print(f"{removed.total:.3f}", f"{removed.parameters['kernel']:.3f}")
+      0.816 0.866
+
+    References:
+      Yong et al., Gradient Centralization, https://arxiv.org/abs/2004.01461, theorem 4.2.
+    """
+    removed, whole = {}, {}
+    for leaf in _arrays(grads, axes):
+        g = _wide(leaf.value)
+        whole[leaf.path] = jnp.sum(_squares(g))
+        if leaf.axes:
+            mean = jnp.sum(g, leaf.axes) / leaf.fan_in
+            removed[leaf.path] = jnp.sum(_squares(mean)) * leaf.fan_in
+    return Removed(
+        _root_of_ratio(_sum(removed.values()), _sum(whole.values())),
+        {path: _root_of_ratio(square, whole[path]) for path, square in removed.items()},
+    )
+
+
+def norms(tree: Any) -> dict[str, Norms]:
+    """Takes the L2 norm and the largest absolute value of each array.
+
+    Of gradients before and after `centralize`, these are the paper's figure of gradients. GC never
+    enlarges the norm; it can enlarge the maximum.
+
+    Args:
+      tree: gradients, updates or weights (pytree of any shapes and dtypes).
+
+    Returns:
+      For the path of each floating-point or complex array, `Norms` of scalars in at least float32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from optax_gc import centralize, diagnostics
+      >>> params = {"kernel": jnp.ones((2, 1)), "bias": jnp.ones(1)}
+      >>> grads = {"kernel": jnp.array([[3.0], [4.0]]), "bias": jnp.array([-2.0])}
+      >>> watch = optax.snapshot("after", diagnostics.norms)
+      >>> tx = optax.chain(centralize(), watch, optax.sgd(0.1))
+      >>> _, state = tx.update(grads, tx.init(params), params)
+      >>> for path, norm in optax.tree.get(state, "after").items():
+      ...     print(path, f"{norm.l2:.3f} {norm.max:.3f}")
+      bias 2.000 2.000
+      kernel 0.707 0.500
+
+    References:
+      Yong et al., Gradient Centralization, https://arxiv.org/abs/2004.01461, section 4.2.
+    """
+    sizes = {leaf.path: jnp.abs(_wide(leaf.value)) for leaf in _arrays(tree, ())}
+    return {
+        path: Norms(jnp.sqrt(jnp.sum(x * x)), jnp.max(x, initial=0.0)) for path, x in sizes.items()
+    }
+
+
+def unit_sums(params: Any, axes: AxesLike = axes_from_rank) -> dict[str, jax.Array]:
+    """Adds up each output unit's weights over the fan-in: 1ᵀw.
+
+    GC keeps it where its place in the chain is after whatever else would change it, such as decay
+    or the scaling of an adaptive method.
+
+    Args:
+      params: weights, or updates, whose sums are the drift of those of the weights in that step
+        (pytree of any shapes and dtypes).
+      axes: axes tree, prefix tree or label function, as for `centralize`.
+
+    Returns:
+      For the path of each parameter with axes, its sums in at least float32, in the shape of the
+      axes that are left.
+
+    Raises:
+      ValueError: if the axes do not match ``params``, or some do not fit their shape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from optax_gc import centralize, diagnostics
+      >>> params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
+      >>> grads = {"kernel": jnp.array([[1.0, 0.0], [2.0, 1.0], [6.0, -1.0]]), "bias": jnp.ones(2)}
+      >>> watch = optax.snapshot("drift", diagnostics.unit_sums)
+      >>> tx = optax.chain(centralize(), optax.add_decayed_weights(0.1), optax.sgd(0.5), watch)
+      >>> _, state = tx.update(grads, tx.init(params), params)
+      >>> print(optax.tree.get(state, "drift")["kernel"].round(3))
+      [-0.15 -0.15]
+    """
+    return {
+        leaf.path: jnp.sum(_wide(leaf.value), leaf.axes)
+        for leaf in _arrays(params, axes)
+        if leaf.axes
+    }
+
+
+def radial_component(
+    grads: Any,
+    params: Any,
+    axes: AxesLike = axes_from_rank,
+    *,
+    per: Literal["unit", "layer"] = "unit",
+) -> dict[str, jax.Array]:
+    """Takes the cosine of each output unit's gradient and weights, wᵀg / (‖w‖ ‖g‖).
+
+    It is 0 for scale-invariant weights, which `scale_invariant` decides on; GC makes it other than
+    0 unless the weights are centred. 0 also where gradient or weights are zero.
+
+    Args:
+      grads: gradients, or updates (pytree of any shapes and dtypes).
+      params: the weights, a tree with arrays of the same shapes.
+      axes: axes tree, prefix tree or label function, as for `centralize`.
+      per: ``"unit"`` for the cosine of each output unit, over the fan-in axes; ``"layer"`` for that
+        of each whole array.
+
+    Returns:
+      For the path of each parameter with axes, cosines from -1 to 1 in at least float32, in the
+      shape of the axes that are left, or a scalar for a layer.
+
+    Raises:
+      ValueError: if ``params`` are missing or do not match ``grads``, if the axes do not match or
+        do not fit, or ``per`` is unknown.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from optax_gc import diagnostics
+      >>> params = {"kernel": jnp.array([[3.0, 1.0], [4.0, 0.0]]), "bias": jnp.ones(2)}
+      >>> grads = {"kernel": jnp.array([[1.0, 0.0], [0.0, 1.0]]), "bias": jnp.ones(2)}
+      >>> watch = optax.monitor({"radial": optax.stateless(diagnostics.radial_component)})
+      >>> tx = optax.chain(watch, optax.sgd(0.1))
+      >>> _, state = tx.update(grads, tx.init(params), params)
+      >>> print(optax.tree.get(state, "radial")["kernel"])
+      [0.6 0. ]
+    """
+    if per not in ("unit", "layer"):
+        raise ValueError(f"per is {per!r}. Use 'unit' or 'layer'.")
+    weights, gradients = _arrays(params, axes), _arrays(grads, ())
+    shapes = [[tuple(leaf.value.shape) for leaf in leaves] for leaves in (gradients, weights)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"grads of shapes {shapes[0]} do not match params of shapes {shapes[1]}. Give the "
+            "params that the gradients are of."
+        )
+    cosines = {}
+    for leaf, gradient in zip(weights, gradients, strict=True):
+        if leaf.axes:
+            w, g = _wide(leaf.value), _wide(gradient.value)
+            within = leaf.axes if per == "unit" else None
+            # In the convention of jax.grad for complex weights: the derivative along w.
+            dot = jnp.sum(jnp.real(w * lax.convert_element_type(g, w.dtype)), within)
+            lengths = [jnp.sqrt(jnp.sum(_squares(x), within)) for x in (w, g)]
+            both = lengths[0] * lax.convert_element_type(lengths[1], dot.dtype)
+            cosines[leaf.path] = jnp.where(both > 0, dot / jnp.where(both > 0, both, 1), 0)
+    return cosines
+
+
+def _arrays(tree: Any, axes: AxesLike) -> list[Leaf]:
+    """The floating-point and complex arrays of `tree`, whose paths must tell them apart."""
+    leaves = [
+        leaf
+        for leaf in resolve(axes, tree)
+        if jnp.issubdtype(getattr(leaf.value, "dtype", int), jnp.inexact)
+    ]
+    paths = [leaf.path for leaf in leaves]
+    if len(set(paths)) < len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise ValueError(f"the path {twice!r} names two arrays. Rename one of them.")
+    return leaves
+
+
+def _wide(x: Any) -> jax.Array:
+    """`x` in at least float32."""
+    narrow = jnp.finfo(x.dtype).bits < 32
+    return lax.convert_element_type(x, jnp.float32) if narrow else jnp.asarray(x)
+
+
+def _squares(x: jax.Array) -> jax.Array:
+    return jnp.real(x * jnp.conj(x))
+
+
+def _sum(squares: Iterable[jax.Array]) -> jax.Array:
+    """Of scalars in float32 and float64 alike."""
+    squares = list(squares)
+    widest = max((x.dtype for x in squares), key=lambda t: t.itemsize, default=jnp.float32)
+    return sum((lax.convert_element_type(x, widest) for x in squares), jnp.zeros((), widest))
+
+
+def _root_of_ratio(part: jax.Array, whole: jax.Array) -> jax.Array:
+    part = lax.convert_element_type(part, whole.dtype)
+    return jnp.sqrt(jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1), 0))
