@@ -3,5 +3,9 @@
 from ._axes import axes_from_rank as axes_from_rank
 from ._axes import summary as summary
 from ._centralize import centralize as centralize
+from ._trace import axes_from_trace as axes_from_trace
+from ._trace import explain as explain
+from ._weights import center_weights as center_weights
+from ._weights import rescale_weights as rescale_weights
 
 __version__ = "0.1.0"
