@@ -36,8 +36,9 @@ def axes_from_rank(params: Any, *, output_axis: int = -1, conv_only: bool = Fals
     A leaf of rank below 2 is no kernel, nor is one that Flax, Haiku or Keras name ``bias``, ``b``,
     ``scale``, ``offset``, ``embedding`` or ``embeddings``. A rank-3 ``kernel`` under ``query``,
     ``key`` or ``value`` is an attention projection (features, heads, head_dim), averaged over its
-    features. Rank and names cannot see stacked layers, experts, or kernels in another layout:
-    for those, give the axes or read them from the model's own computation.
+    features. Rank and names cannot see layers stacked for a scan, ensembles stacked by vmap,
+    experts, or kernels in another layout: for those, give the axes, or read them from the model's
+    own computation with `axes_from_trace`.
 
     Args:
       params: pytree of arrays (any shapes and dtypes; ``jax.ShapeDtypeStruct`` will do) or of
@@ -222,13 +223,13 @@ def summary(params: Any, axes: AxesLike = axes_from_rank) -> str:
       >>> import jax.numpy as jnp
       >>> params = {"dense": {"kernel": jnp.ones((8, 5)), "bias": jnp.ones(5)}}
       >>> print(summary(params))
-      parameter     shape   axes  fan-in  left alone for
+      parameter     shape   axes  fan-in  why left alone
       dense/bias    (5,)    ()    -       rank 1
       dense/kernel  (8, 5)  (0,)  8
       40 of 45 parameters (88.9 %) are centralized, in 1 of 2 arrays.
     """
     leaves = resolve(axes, params)
-    rows = [("parameter", "shape", "axes", "fan-in", "left alone for")]
+    rows = [("parameter", "shape", "axes", "fan-in", "why left alone")]
     size = {True: 0, False: 0}
     for leaf in leaves:
         shape = tuple(getattr(leaf.value, "shape", ()))

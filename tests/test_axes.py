@@ -182,7 +182,7 @@ def test_summary_lists_each_parameter_and_the_reason_it_is_left_alone_for():
         "kernel": shape(3, 8, 5),
     }
     assert summary(params).splitlines() == [
-        "parameter  shape      axes    fan-in  left alone for",
+        "parameter  shape      axes    fan-in  why left alone",
         "bias       (5,)       ()      -       rank 1",
         "cls        (1, 1, 8)  ()      -       fan-in of one",
         "count      (2, 3)     ()      -       dtype int32",
