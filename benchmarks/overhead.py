@@ -1,0 +1,256 @@
+"""Times an optimizer step with Gradient Centralization over the same step without, on any device.
+
+    python benchmarks/overhead.py [--quick] [--json FILE] [--chart FILE] [--trees NAME ...]
+
+A step is update and apply, with parameters and optimizer state donated, all in the row's dtype.
+The variants of a row take turns on the same arrays; a ratio is the median over the rounds of a
+variant's time over the time without GC in the same round, with the least and the greatest in
+brackets. The step without GC is timed twice a round: a row in which it differs from itself by over
+5 % is void.
+"""
+
+import argparse
+import functools
+import json
+import os
+import pathlib
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+import trees
+from tables import AGAIN, NAIVE, OPTAX, OURS, WITHOUT, chart, lines
+from tqdm import tqdm
+
+from optax_gc import axes_from_rank, centralize
+
+Step = Callable[..., Any]
+
+OPTIMIZERS = {
+    "sgd": optax.sgd(1e-6),
+    "sgd, momentum": optax.sgd(1e-6, momentum=0.9),
+    "adam": optax.adam(1e-6),
+}
+# Arrays read and written, with GC over without: it reads the gradient once more.
+FLOORS = {"sgd": 4 / 3, "sgd, momentum": 6 / 5, "adam": 8 / 7}
+VOID = 0.05
+
+
+def naive(axes: Any) -> optax.GradientTransformation:
+    """What one would write: ``g - jnp.mean(g, axes, keepdims=True)``."""
+
+    def subtract(g: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+        return g - jnp.mean(g, axes, keepdims=True) if axes else g
+
+    return optax.stateless(lambda updates, _: jax.tree.map(subtract, updates, axes))
+
+
+def steps(axes: Any, optimizer: optax.GradientTransformation) -> dict[str, Step]:
+    """Each variant's step; identity() stands for no GC, so that all states are alike."""
+
+    def step_of(first: optax.GradientTransformation) -> Step:
+        tx = optax.chain(first, optimizer)
+
+        def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+            updates, state = tx.update(grads, state, params)
+            return optax.apply_updates(params, updates), state
+
+        return jax.jit(step, donate_argnums=(0, 1))
+
+    return {
+        WITHOUT: step_of(optax.identity()),
+        AGAIN: step_of(optax.identity()),
+        OPTAX: step_of(optax.centralize()),
+        NAIVE: step_of(naive(axes)),
+        OURS: step_of(centralize(axes)),
+    }
+
+
+def compiled(step: Step, *args: Any) -> tuple[Any, dict[str, float]]:
+    """The compiled step with the seconds that tracing and compiling took, and its bytes."""
+    start = time.perf_counter()
+    lowered = step.lower(*args)  # type: ignore[attr-defined]
+    traced = time.perf_counter()
+    program = lowered.compile()
+    done = time.perf_counter()
+    memory, cost = program.memory_analysis(), program.cost_analysis() or {}
+    return program, {
+        "trace_s": traced - start,
+        "compile_s": done - traced,
+        "temporaries": getattr(memory, "temp_size_in_bytes", float("nan")),
+        "accessed": cost.get("bytes accessed", float("nan")),
+    }
+
+
+def interleaved(programs: dict[str, Step], args: tuple[Any, ...], rounds: int) -> dict[str, list]:
+    """Seconds of every program in every round; the order rotates, donated results go on."""
+    *carry, last = args
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    names = list(programs)
+    for i in range(rounds + 1):
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            start = time.perf_counter()
+            carry = jax.block_until_ready(programs[name](*carry, last))
+            if i:  # the first round warms up
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratios(seconds: dict[str, list[float]]) -> dict[str, tuple[float, float, float]]:
+    """Median, least and greatest of the ratios to the step without, round by round."""
+    of = {n: [a / b for a, b in zip(s, seconds[WITHOUT], strict=True)] for n, s in seconds.items()}
+    return {n: (statistics.median(r), min(r), max(r)) for n, r in of.items() if n != WITHOUT}
+
+
+def row(name: str, make: Callable[[], Any], dtype: Any, optimizer: str, rounds: int) -> dict:
+    """Measures one tree, dtype and optimizer."""
+    tree = make()
+    structs, tx = trees.structs(tree, dtype), OPTIMIZERS[optimizer]
+    gradients = trees.nbytes(structs)
+    state = jax.eval_shape(optax.chain(optax.identity(), tx).init, structs)
+    programs, numbers = {}, {}
+    for variant, step in steps(trees.axes(tree), tx).items():
+        programs[variant], numbers[variant] = compiled(step, structs, state, structs)
+    init = jax.jit(lambda key: trees.arrays(tree, key, dtype))
+    state = jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state))()
+    seconds = interleaved(
+        programs, (init(jax.random.key(0)), state, init(jax.random.key(1))), rounds
+    )
+    measured = ratios(seconds)
+    return {
+        "tree": name,
+        "dtype": jnp.dtype(dtype).name,
+        "optimizer": optimizer,
+        "gradients": gradients,
+        "seconds": {v: statistics.median(s) for v, s in seconds.items()},
+        "ratios": measured,
+        "void": abs(measured[AGAIN][0] - 1) > VOID,
+        "floor": FLOORS[optimizer],
+        **{
+            key: {v: (n[key] - numbers[WITHOUT][key]) / gradients for v, n in numbers.items()}
+            for key in ("temporaries", "accessed")
+        },
+    }
+
+
+def compile_row(leaves: int) -> dict:
+    """Seconds to trace and to compile an Adam step of `leaves` small arrays."""
+    tree = trees.many_layers(leaves)
+    structs, adam = trees.structs(tree), OPTIMIZERS["adam"]
+    state = jax.eval_shape(optax.chain(optax.identity(), adam).init, structs)
+    found = {}
+    for variant, step in steps(trees.axes(tree), adam).items():
+        if variant in (WITHOUT, NAIVE, OURS):
+            numbers = compiled(step, structs, state, structs)[1]
+            found[variant] = {key: numbers[key] for key in ("trace_s", "compile_s")}
+    return {"leaves": leaves, **found}
+
+
+class SmallViT(nn.Module):
+    """A vision transformer for 32×32 images in patches of 4×4."""
+
+    layers: int
+    width: int = 192
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Logits of 100 classes."""
+        x = nn.Conv(self.width, (4, 4), strides=(4, 4), padding="VALID")(images)
+        x = x.reshape(x.shape[0], -1, self.width)
+        x = x + self.param("positions", nn.initializers.normal(0.02), (1, x.shape[1], self.width))
+        for _ in range(self.layers):
+            x = x + nn.MultiHeadDotProductAttention(num_heads=3)(nn.LayerNorm()(x))
+            x = x + nn.Dense(self.width)(nn.gelu(nn.Dense(4 * self.width)(nn.LayerNorm()(x))))
+        return nn.Dense(100)(nn.LayerNorm()(x).mean(1))
+
+
+def training_row(rounds: int, layers: int, batch: int) -> dict:
+    """A full training step, forward and backward pass included, with Adam."""
+    model = SmallViT(layers=layers)
+    images = jax.random.uniform(jax.random.key(0), (batch, 32, 32, 3))
+    labels = jax.random.randint(jax.random.key(1), (batch,), 0, 100)
+    params = model.init(jax.random.key(2), images)["params"]
+    adam = OPTIMIZERS["adam"]
+
+    def step_of(first: optax.GradientTransformation) -> Step:
+        tx = optax.chain(first, adam)
+
+        @functools.partial(jax.jit, donate_argnums=(0, 1))
+        def step(params: Any, state: Any, data: Any) -> tuple[Any, Any]:
+            def loss(params: Any) -> jax.Array:
+                logits = jnp.asarray(model.apply({"params": params}, data[0]))
+                return optax.softmax_cross_entropy_with_integer_labels(logits, data[1]).mean()
+
+            updates, state = tx.update(jax.grad(loss)(params), state, params)
+            return optax.apply_updates(params, updates), state
+
+        return step
+
+    state = optax.chain(optax.identity(), adam).init(params)
+    firsts = {WITHOUT: optax.identity(), AGAIN: optax.identity(), OURS: centralize(axes_from_rank)}
+    args = (params, state, (images, labels))
+    programs = {v: compiled(step_of(first), *args)[0] for v, first in firsts.items()}
+    seconds = interleaved(programs, args, rounds)
+    measured = ratios(seconds)
+    return {
+        "batch": batch,
+        "seconds": {v: statistics.median(s) for v, s in seconds.items()},
+        "ratios": measured,
+        "void": abs(measured[AGAIN][0] - 1) > VOID,
+    }
+
+
+def main() -> None:
+    """Measures, prints, and writes what is asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small trees, under a minute")
+    parser.add_argument("--json", type=pathlib.Path, help="write every number to this file")
+    parser.add_argument("--chart", type=pathlib.Path, help="write a bar chart to this file")
+    parser.add_argument("--rounds", type=int, help="rounds a row (default 25, quick 5)")
+    parser.add_argument("--trees", nargs="+", choices=list(trees.TREES), help="only these")
+    options = parser.parse_args()
+    rounds = options.rounds or (5 if options.quick else 25)
+    names = options.trees or list(trees.TREES)
+    chosen = {name: trees.TREES[name] for name in names}
+    if options.quick and not options.trees:
+        chosen = {"one layer": lambda: trees.transformer(1, stacked=True)}
+    optimizers = ["adam"] if options.quick else list(OPTIMIZERS)
+    jobs = [
+        ("rows", functools.partial(row, name, make, dtype, optimizer, rounds))
+        for name, make in chosen.items()
+        for dtype in (jnp.float32, jnp.bfloat16)
+        for optimizer in optimizers
+    ]
+    jobs += [
+        ("compile", functools.partial(compile_row, leaves))
+        for leaves in ((50,) if options.quick else (50, 300, 1500))
+    ]
+    device = jax.devices()[0]
+    result: dict[str, Any] = {
+        "device": f"{len(jax.devices())} × {device.device_kind}, {os.cpu_count()} CPU cores",
+        "jax": jax.__version__,
+        "load": " ".join(f"{x:.1f}" for x in os.getloadavg()),
+        "rounds": rounds,
+        "rows": [],
+        "compile": [],
+    }
+    with tqdm(total=len(jobs) + 1, desc="rows", disable=None) as bar:
+        for table, job in jobs:
+            result[table].append(job())
+            bar.update()
+        result["training"] = training_row(rounds, *((1, 8) if options.quick else (4, 32)))
+        bar.update()
+    print("\n".join(lines(result)))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1))
+    if options.chart:
+        chart(result, options.chart)
+
+
+if __name__ == "__main__":
+    main()
