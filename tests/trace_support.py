@@ -67,7 +67,9 @@ def nnx_(build, *args, call=lambda model, *args: model(*args)):
     """An nnx module as (fn, abstract state, inputs)."""
     graphdef, params, rest = nnx.split(nnx.eval_shape(build), nnx.Param, ...)
     rest = jax.tree.map(
-        lambda s: KEY if jnp.issubdtype(s.dtype, jax.dtypes.prng_key) else np.ones(s.shape, s.dtype),
+        lambda s: (
+            KEY if jnp.issubdtype(s.dtype, jax.dtypes.prng_key) else np.ones(s.shape, s.dtype)
+        ),
         rest,
     )
 
@@ -98,7 +100,7 @@ def equinox(build, *args, call=lambda model, *args: jax.vmap(model)(*args)):
     return (lambda params, *args: call(eqx.combine(params, static), *args)), params, *args
 
 
-def keras(layer, *args, **kwargs):
+def keras_(layer, *args, **kwargs):
     """A Keras layer or model, built, as (fn, list of arrays, inputs)."""
     trainable = [v.value for v in layer.trainable_variables]
     rest = [v.value for v in layer.non_trainable_variables]
@@ -109,31 +111,35 @@ def keras(layer, *args, **kwargs):
     return fn, trainable, *args
 
 
-def fan_in_by_oracle(fn, params, *args):
+def fan_in_by_oracle(fn, params, *args, varying=None):
     """The axes that the definition gives, computed: {path: axes} for a single layer.
 
     With all activations equal to one, the gradient of a weight under a random cotangent is
-    constant along exactly its fan-in axes, since every input to an output unit is the same.
+    constant along exactly its fan-in axes, since every input to an output unit is the same. The
+    window of a transposed convolution reaches each output at most once, so that this needs a
+    cotangent that varies along the axes `varying` of the output only.
     """
     with promoting():
         ones = [jax.tree.map(lambda s: np.ones(s.shape, s.dtype), arg) for arg in args]
         rng = np.random.default_rng(0)
         values = jax.tree.map(
-            lambda s: rng.normal(size=s.shape).astype(np.float32)
-            if jnp.issubdtype(s.dtype, jnp.inexact)
-            else np.zeros(s.shape, s.dtype),
+            lambda s: (
+                rng.normal(size=s.shape).astype(np.float32)
+                if jnp.issubdtype(s.dtype, jnp.inexact)
+                else np.zeros(s.shape, s.dtype)
+            ),
             params,
         )
         out, vjp = jax.vjp(lambda p: fn(p, *ones), values)
-        cotangent = jax.tree.map(lambda o: rng.normal(size=o.shape).astype(o.dtype), out)
+        along = range(out.ndim) if varying is None else {axis % out.ndim for axis in varying}
+        sizes = [n if axis in along else 1 for axis, n in enumerate(out.shape)]
+        cotangent = np.broadcast_to(rng.normal(size=sizes), out.shape).astype(out.dtype)
         (grads,) = vjp(cotangent)
     found = {}
     for path, g in jax.tree_util.tree_leaves_with_path(grads):
         g = np.asarray(g)
         scale = np.abs(g).max()
         found[path_name(path)] = tuple(
-            axis
-            for axis in range(g.ndim)
-            if np.ptp(g, axis=axis).max() <= 1e-4 * scale
+            axis for axis in range(g.ndim) if np.ptp(g, axis=axis).max() <= 1e-4 * scale
         )
     return found
