@@ -1,8 +1,10 @@
 """Gradient Centralization for Optax, over the right axes of any JAX model."""
 
+from . import diagnostics as diagnostics
 from ._axes import axes_from_rank as axes_from_rank
 from ._axes import summary as summary
 from ._centralize import centralize as centralize
+from ._scale_invariant import scale_invariant as scale_invariant
 from ._trace import axes_from_trace as axes_from_trace
 from ._trace import explain as explain
 from ._weights import center_weights as center_weights

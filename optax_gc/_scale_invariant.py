@@ -25,7 +25,7 @@ def scale_invariant(
     for a layer's together before group or layer norm. Weights and gradients of several batches
     show it; where they do, `rescale_weights` changes no output of the network.
 
-    A parameter is kept if |wᵀg| ≤ ``tolerance`` ‖w‖ ‖g‖ / √n for all its units and batches, n the
+    A parameter is kept if ``|wᵀg| ≤ tolerance ‖w‖ ‖g‖ / √n`` for all its units and batches, n the
     size of w. Two random directions of n numbers have a cosine of about 1/√n, so it is small by
     that measure only if it is no chance. Units whose weights or gradients are zero in some batch
     show nothing there (dead units, a head that starts at zero, whatever is below it), and a
