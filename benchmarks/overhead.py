@@ -218,7 +218,7 @@ def main() -> None:
     names = options.trees or list(trees.TREES)
     chosen = {name: trees.TREES[name] for name in names}
     if options.quick and not options.trees:
-        chosen = {"one layer": lambda: trees.transformer(1, stacked=True)}
+        chosen = {"one block": lambda: trees.transformer(1)["blocks"]}
     optimizers = ["adam"] if options.quick else list(OPTIMIZERS)
     jobs = [
         ("rows", functools.partial(row, name, make, dtype, optimizer, rounds))

@@ -16,8 +16,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from optax_gc import centralize
-from optax_gc._weights import rescale_weights
+from optax_gc import centralize, rescale_weights
 
 ADAM = optax.adam(1e-2)
 BEFORE = optax.chain(centralize(), ADAM)

@@ -10,8 +10,7 @@ import optax
 import pytest
 from jax import export
 
-from optax_gc import centralize
-from optax_gc._weights import rescale_weights
+from optax_gc import centralize, rescale_weights
 
 SHAPES = {
     "conv": {"kernel": (3, 3, 8, 16), "bias": (16,)},
