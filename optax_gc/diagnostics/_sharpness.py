@@ -40,7 +40,7 @@ def sharpness(
         no projection. PHP has the eigenvalue 0, so that its largest is never negative.
       key: for the random direction to start from.
       num_matvecs: how many Hessian-vector products to spend. It holds as many copies of the
-        parameters. More lower the error.
+        parameters. More lower the error. Outside of ``jax.jit``, every call compiles anew.
 
     Returns:
       `Sharpness`: scalars in float32 (float64 for such parameters). ``value`` never exceeds the
@@ -120,19 +120,33 @@ def sharpness(
 
     keys = jax.random.split(key, len(points))
     start = [jax.random.normal(k, x.shape, wide) for k, x in zip(keys, points, strict=True)]
-    lanczos = decomp.tridiag_sym(min(num_matvecs, size), materialize=False, custom_vjp=False)
-    _, (diagonal, beside), residual, _ = lanczos(php, start)
+    arnoldi = decomp.hessenberg(min(num_matvecs, size), reortho="full", custom_vjp=False)
+    result = arnoldi(php, start)
+    projected, residual = jnp.asarray(result.J_small), result.residual
+    squares = [jnp.vdot(x, x) for x in jax.tree_util.tree_leaves(residual)]
+    length = jnp.sqrt(sum(squares, jnp.zeros((), wide)))
+    return _largest(jnp.diag(projected), jnp.append(jnp.diag(projected, -1), length))
 
-    # Where the directions end early, as they do for a Hessian of low rank, matfree divides by zero.
-    # What came before is then exact: cut the rest off, with eigenvalues that are not the largest.
-    ended = ~jnp.isfinite(diagonal)
-    diagonal = jnp.where(ended, jnp.nanmin(diagonal), diagonal)
-    beside = jnp.where(ended[1:], 0, beside)
-    ritz, vectors = jnp.linalg.eigh(jnp.diag(diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1))
-    length = jnp.sqrt(sum(jnp.sum(x * x) for x in residual))
-    left = jnp.where(ended[-1], 0, length * jnp.abs(vectors[-1, -1]))
-    rounding = jnp.finfo(wide).eps * jnp.max(jnp.abs(ritz))
-    return Sharpness(ritz[-1], left + rounding)
+
+def _largest(alpha: jax.Array, beta: jax.Array) -> Sharpness:
+    """The largest eigenvalue of a Lanczos matrix of diagonal `alpha`, and its residual's norm.
+
+    Args:
+      alpha: qᵀAq of each direction.
+      beta: beside it, the length of what A makes of each direction outside of those so far.
+    """
+    eps = jnp.finfo(alpha.dtype).eps
+    # A Hessian of low rank runs out of directions: the next would be rounding noise divided by its
+    # length, or 0 / 0. What came before is exact then. Cut the rest off, for eigenvalues that are
+    # not the largest.
+    goes_on = jnp.cumsum(~(beta > 4 * eps * lax.cummax(jnp.abs(alpha) + beta))) == 0
+    reached = jnp.append(True, goes_on[:-1])
+    alpha = jnp.where(reached, alpha, jnp.min(jnp.where(reached, alpha, jnp.inf)))
+    beta = jnp.where(goes_on, beta, 0)
+    beside = beta[:-1]
+    ritz, vectors = jnp.linalg.eigh(jnp.diag(alpha) + jnp.diag(beside, 1) + jnp.diag(beside, -1))
+    left = beta[-1] * jnp.abs(vectors[-1, -1])
+    return Sharpness(ritz[-1], left + eps * jnp.max(jnp.abs(ritz)))
 
 
 def _subtract_mean(v: jax.Array, axes: Axes) -> jax.Array:
