@@ -1,0 +1,239 @@
+"""Measures what Gradient Centralization (GC) changes, in pairs, on several data sets and models.
+
+In each cell of the study (data, model, optimizer, number of training samples) seven arms differ in
+nothing but what the gradient goes through. Learning rate and weight decay are tuned for each arm,
+on the same grid with the same seeds, by the negative log-likelihood (NLL) of validation samples.
+Fresh seeds then train from new initial weights and are measured on the test set. A seed draws the
+samples, the initial weights and the batches, the same ones for every arm, so that an effect is a
+mean of differences between pairs: arm minus no GC.
+
+Results go to a CSV file, a row for each cell and arm with the outcome of every seed. If it exists,
+what it already has is not run again. `study_table.py` turns it into README's table and the figure.
+"""
+
+import argparse
+import itertools
+import os
+import platform
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import numpy as np
+import optax
+import sklearn
+import study_table
+from study_arms import ARMS, Net
+from study_tasks import load
+from tqdm import tqdm
+
+import optax_gc
+
+CAP = 10.0  # nats: the NLL of a seed that diverged, and the most that any seed counts
+
+
+class Cell(NamedTuple):
+    """What the arms have in common."""
+
+    data: str
+    model: str
+    optimizer: str
+    n: int  # training samples
+
+
+class Settings(NamedTuple):
+    """How long, how often, and over which grid."""
+
+    steps: int
+    seeds: int
+    tuning_seeds: dict[str, int]
+    batch: dict[str, int]
+    rates: dict[str, tuple[float, ...]]
+    decays: dict[str, tuple[float, ...]]
+    validation: int = 200  # samples
+
+
+FULL = Settings(
+    steps=300,
+    seeds=24,
+    tuning_seeds={"MLP": 4, "BN-CNN": 2, "LN-transformer": 2},
+    batch={"MLP": 32, "BN-CNN": 32, "LN-transformer": 8},
+    rates={
+        "SGDM": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
+        "AdamW": (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1),
+    },
+    decays={"SGDM": (0.0, 0.01, 0.1), "AdamW": (0.0, 0.1, 1.0)},
+)
+QUICK = FULL._replace(
+    steps=3, seeds=3, tuning_seeds={"MLP": 1}, rates={"SGDM": (0.01, 0.1, 1.0)}, validation=20
+)
+
+CELLS = [
+    *(
+        Cell(data, "MLP", optimizer, n)
+        for data in ("digits, raw", "digits, standardised")
+        for optimizer in ("SGDM", "AdamW")
+        for n in (50, 1000)
+    ),
+    *(Cell("digits, raw", "BN-CNN", optimizer, 1000) for optimizer in ("SGDM", "AdamW")),
+    *(
+        Cell(data, "MLP", optimizer, 200)
+        for data in ("mean is a nuisance", "mean is the label")
+        for optimizer in ("SGDM", "AdamW")
+    ),
+    Cell("source code", "LN-transformer", "AdamW", 4000),
+]
+QUICK_CELLS = CELLS[:2]
+
+
+def draw(cell: Cell, seed: int, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a seed's validation samples, and the samples of each step's batch: (steps, size)."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(load(cell.data).x))
+    validation, order = np.split(order, [settings.validation])
+    epochs = rng.permuted(np.tile(order[: cell.n], (settings.steps, 1)), axis=1)
+    return validation, epochs[:, : settings.batch[cell.model]]
+
+
+@cache
+def _net(model: str, optimizer: str, features: int, classes: int) -> Net:
+    return Net(model, optimizer, features, classes)
+
+
+def net_of(cell: Cell) -> Net:
+    """Returns the net of a cell, the same one for all cells that can share its compilation."""
+    task = load(cell.data)
+    return _net(cell.model, cell.optimizer, task.x.shape[1], task.classes)
+
+
+def measure(cell: Cell, arm: str, settings: Settings, seeds, rates, decays, *, test: bool):
+    """Trains a lane for each seed, rate and decay, all at once.
+
+    Returns:
+      NLL (nats) and accuracy of each, on its own validation samples or on the test set. A lane
+      that diverged has an NLL of `CAP` and the accuracy of chance.
+    """
+    task, net = load(cell.data), net_of(cell)
+    drawn = {s: draw(cell, s, settings) for s in dict.fromkeys(seeds)}
+    batches = np.stack([drawn[s][1] for s in seeds])
+    rates, decays = np.float32(rates), np.float32(decays)
+    index = net.arms.index(arm)
+    trained = net.train(index, np.asarray(seeds), rates, decays, batches, task.x, task.y)
+    if test:
+        x, y = (np.broadcast_to(v, (len(seeds), *v.shape)) for v in (task.test_x, task.test_y))
+    else:
+        ids = np.stack([drawn[s][0] for s in seeds])
+        x, y = task.x[ids], task.y[ids]
+    nll, accuracy = (np.asarray(v, float) for v in net.evaluate((trained, x, y)))
+    diverged = ~np.isfinite(nll)
+    nll = np.minimum(np.where(diverged, CAP, nll), CAP)
+    return nll, np.where(diverged, 1 / task.classes, accuracy)
+
+
+def run_arm(cell: Cell, arm: str, settings: Settings) -> dict[str, Any]:
+    """Tunes an arm and tests it; returns its part of a row."""
+    start = time.perf_counter()
+    rates, seeds = settings.rates[cell.optimizer], settings.seeds
+    grid = list(itertools.product(rates, settings.decays[cell.optimizer]))
+    # Tuning seeds are no test seeds. In chunks as large as the test, so that one compilation does.
+    repeats = range(1000, 1000 + settings.tuning_seeds[cell.model])
+    lanes = [(seed, *point) for point in grid for seed in repeats]
+    losses = []
+    for i in range(0, len(lanes), seeds):
+        chunk = [lanes[j % len(lanes)] for j in range(i, i + seeds)]
+        losses.extend(measure(cell, arm, settings, *zip(*chunk, strict=True), test=False)[0])
+    losses = np.reshape(losses[: len(lanes)], (len(grid), len(repeats)))
+    lr, decay = grid[int(losses.mean(axis=1).argmin())]
+    tuned = [lr] * seeds, [decay] * seeds
+    nll, accuracy = measure(cell, arm, settings, range(seeds), *tuned, test=True)
+    return {
+        "lr": lr,
+        "decay": decay,
+        "lr_at_edge": lr in (min(rates), max(rates)),
+        "n_seeds": seeds,
+        "capped": int((nll >= CAP).sum()),
+        "seconds": round(time.perf_counter() - start, 1),
+        "nll_seeds": nll.round(5),
+        "accuracy_seeds": accuracy.round(5),
+    }
+
+
+def finished(path: Path, provenance: dict[str, str]) -> list[dict[str, Any]]:
+    """Reads the rows that need not be run again; refuses those of another study."""
+    rows = study_table.read(path) if path.exists() else []
+    for row in rows:
+        for name, mine in provenance.items():
+            if row[name] != mine:
+                raise SystemExit(
+                    f"{path} has a row with {name} {row[name]!r}, and this run has {mine!r}: the "
+                    "two cannot be compared. Give another --csv, or delete that one to start anew."
+                )
+    return rows
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line and refuses what cannot be run."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add, here = parser.add_argument, Path("examples")
+    add("--csv", type=Path, default=here / "study.csv", help="results; finished rows are kept")
+    add("--figure", type=Path, default=Path("images/study.png"), help="where to draw the effects")
+    add("--only", default="", help='cells whose name contains this, such as "digits, raw, MLP"')
+    add("--quick", action="store_true", help="two cells, 3 steps, 3 seeds: to see that it runs")
+    args = parser.parse_args()
+    args.cells = [c for c in (QUICK_CELLS if args.quick else CELLS) if args.only in name_of(c)]
+    if not args.cells:
+        names = "; ".join(map(name_of, CELLS))
+        parser.error(f"--only is {args.only!r}: use a part of one of these: {names}")
+    for flag, path in (("--csv", args.csv), ("--figure", args.figure)):
+        if not path.parent.is_dir():
+            parser.error(f"{flag} is {path}: use a folder that exists, or run from the repository")
+    return args
+
+
+def name_of(cell: Cell) -> str:
+    """The name of a cell, as in the table."""
+    return ", ".join(map(str, cell))
+
+
+def main():
+    """Runs what is missing, row by row, then draws the figure."""
+    args = parse_args()
+    settings = QUICK if args.quick else FULL
+    libraries = (jax, flax, optax, optax_gc, sklearn)
+    versions = [f"{library.__name__} {library.__version__}" for library in libraries]
+    provenance = {
+        "settings": str(settings),
+        "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
+        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores",
+    }
+    rows = finished(args.csv, provenance)
+    done = {(study_table.cell_of(row), row["arm"]) for row in rows}
+    todo = [
+        (cell, arm)
+        for cell in args.cells
+        for arm in ARMS
+        if (tuple(map(str, cell)), arm) not in done
+    ]
+    kept = len(args.cells) * len(ARMS) - len(todo)
+    print(f"{len(todo)} of {len(todo) + kept} rows to run; {kept} are in {args.csv}.", flush=True)
+    with tqdm(todo, unit="row") as bar:
+        for cell, arm in bar:
+            bar.set_description(f"{name_of(cell)}, {arm}")
+            row = {**cell._asdict(), "arm": arm, **provenance}
+            if arm in net_of(cell).arms:
+                row |= run_arm(cell, arm, settings)
+            else:
+                row["note"] = "not applicable: it selects no parameter"
+            rows.append(row)
+            study_table.write(args.csv, rows)
+    study_table.draw(study_table.read(args.csv), args.figure)
+    print(f"Results: {args.csv}. Figure: {args.figure}.")
+
+
+if __name__ == "__main__":
+    main()
