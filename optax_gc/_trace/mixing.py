@@ -23,6 +23,7 @@ from .provenance import (
     Value,
     axes_of,
     foreign,
+    has_axes,
     is_whole,
     lost,
     overlay,
@@ -53,7 +54,7 @@ def mix(tag: Tag, how: Iterable[str], data: Dims, loops: frozenset[int] = frozen
     """Notes that data varying along `data`, carried by `loops`, met the parameter."""
     shared, repeated = set(tag.shared), tag.repeated
     for dim, with_data in zip(tag.dims, data, strict=True):
-        if not axes_of((with_data,)):
+        if not has_axes(with_data):
             continue
         if len(dim) == len(with_data) and all(
             f.size == g.size for f, g in zip(dim, with_data, strict=True)
@@ -139,7 +140,12 @@ def combine(
             if v.kind == Kind.DATA and p not in v.tags:
                 effects = (effect, "backward") if trace.backward else (effect,)
                 tag = mix(tag, effects, v.variation(p), v.loops)
-        tags[p] = replace(tag, nonlinear=tag.nonlinear or (bent and bool(tag.mixed)))
+        if tag.mixed and bent and not tag.nonlinear:
+            tag = replace(tag, nonlinear=True)
+        if _is_settled(trace, p, tag):
+            trace.settle(p, tag, values[0])
+        else:
+            tags[p] = tag
     varies = foreign(shape)
     for v in values:
         varies = overlay(varies, v.varies)
@@ -159,6 +165,16 @@ def combine(
         with_product=any(v.with_product for v in values),
         loops=frozenset().union(*(v.loops for v in values)),
         active=active,
+    )
+
+
+def _is_settled(trace: Any, p: int, tag: Tag) -> bool:
+    """Whether this is a vector added to many rows, which can be nothing but a bias."""
+    return (
+        tag.mixed == {"add"}
+        and tag.repeated
+        and not (tag.reduced or tag.lookup)
+        and sum(size > 1 for size in trace.shapes[p]) <= 1
     )
 
 

@@ -48,7 +48,13 @@ def lost(size: int, axes: AxisSet, whole: bool = False) -> Dim:
 
 def axes_of(dims: Iterable[Sequence[Factor]]) -> AxisSet:
     """The parameter axes longer than 1 that occur in `dims`."""
-    return frozenset(a for dim in dims for f in dim if f.size > 1 for a in f.axes)
+    found = [f.axes for dim in dims for f in dim if f.size > 1 and f.axes]
+    return found[0] if len(found) == 1 else NONE.union(*found)
+
+
+def has_axes(dim: Sequence[Factor]) -> bool:
+    """Whether a parameter axis longer than 1 occurs in `dim`."""
+    return any([f.axes and f.size > 1 for f in dim])  # a list is faster than a generator here
 
 
 def repeats(dims: Iterable[Sequence[Factor]]) -> bool:
@@ -133,13 +139,15 @@ def _join(dim: Sequence[Factor]) -> Dim:
 
 def overlay(a: Dims, b: Dims) -> Dims:
     """The dimensions of a value computed position by position from two images of a parameter."""
+    if a is b or a == b:
+        return a
     return tuple(_overlay(x, y) for x, y in zip(a, b, strict=True))
 
 
 def _overlay(x: Dim, y: Dim) -> Dim:
-    if x == y or not axes_of((y,)):
+    if x is y or x == y or not has_axes(y):
         return x
-    if not axes_of((x,)):
+    if not has_axes(x):
         return y
     return lost(math.prod(f.size for f in x), axes_of((x, y)))
 

@@ -87,8 +87,8 @@ def assignment(path: Sequence[Any], axes: Axes) -> str:
     place = "".join(steps)
     if not place:
         return f"axes = {axes}"
-    # Boxes around one array can be written to, other nodes with attributes are frozen.
-    attributes = steps[:-1] if steps[-1] == ".value" else steps
-    if all(step.startswith("[") for step in attributes):
-        return f"axes{place} = {axes}"
+    # The box around an nnx variable is replaced with its axes; other attributes are frozen.
+    items = steps[:-1] if steps[-1] == ".value" else steps
+    if items and all(step.startswith("[") for step in items):
+        return f"axes{''.join(items)} = {axes}"
     return f"axes = eqx.tree_at(lambda tree: tree{place}, axes, {axes})"

@@ -111,7 +111,8 @@ def _verdict(
         how = "conv" if all("conv" in u.where for u in weights) else "dense"
         return answer(weights, how)
     if by["ambiguous"] and not none:
-        return refuse(by["ambiguous"][0].why, by["ambiguous"])
+        because = by["pair"] or by["ambiguous"]
+        return refuse(because[0].why, because)
     for use in by["pair"]:
         weight = [
             q

@@ -96,7 +96,10 @@ def _fixpoint(
             after = step(carry)[:n]
             again = [joined(trace, pair) for pair in zip(carry, after, strict=True)]
         if again == carry:
-            return carry, step(carry)
+            results = step(carry)
+            for pair in zip(init, results[:n], strict=True):
+                joined(trace, pair)  # records what becomes of parameters that are carried
+            return carry, results
         carry = again
     for value in carry:
         trace.refuse_all(value, "it is changed in every step of a loop")
