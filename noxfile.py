@@ -19,7 +19,9 @@ NEWEST = ["jax", "jaxlib", "optax", "flax"]
 LIBRARY = [
     "tests/test_axes.py",
     "tests/test_centralize.py",
+    "tests/test_checkpoints.py",
     "tests/test_containers.py",
+    "tests/test_export.py",
     "tests/test_meshes.py",
     "tests/test_weights.py",
 ]

@@ -12,6 +12,11 @@ from jax import export
 
 from optax_gc import centralize, rescale_weights
 
+try:
+    from jax import enable_x64
+except ImportError:  # jax 0.6.0
+    from jax.experimental import enable_x64
+
 SHAPES = {
     "conv": {"kernel": (3, 3, 8, 16), "bias": (16,)},
     "query": {"kernel": (24, 2, 5), "bias": (2, 5)},
@@ -92,7 +97,7 @@ def test_programs_for_accelerators_reduce_in_float32(chain, platform, dtype):
 @EVERY_DTYPE
 @pytest.mark.parametrize("chain", ["centralize", "sgd"])
 def test_float64_being_enabled_brings_none_into_the_program(chain, platform, dtype):
-    with jax.enable_x64(True):
+    with enable_x64(True):
         program = export.export(jax.jit(CHAINS[chain].update), platforms=(platform,))
         params = structs(dtype)
         module = program(params, jax.eval_shape(CHAINS[chain].init, params)).mlir_module()
