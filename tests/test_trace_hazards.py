@@ -266,6 +266,17 @@ hazard(
     **{"in": [(1,)], "out": [(1,)]},
 )
 
+hazard(
+    "experts mixed and normalized",
+    lambda p, x, g: (
+        lambda w: jnp.einsum("bi,bio->bo", x, w / jnp.sqrt((w**2).sum(1, keepdims=True)))
+    )(jnp.einsum("be,eio->bio", g, p["w"])),
+    {"w": f32(3, 8, 5)},
+    X,
+    f32(3, 3),
+    w=[R, (1,)],
+)
+
 # Weights cut up, put together, shuffled.
 hazard(
     "weights side by side along outputs",
@@ -361,7 +372,26 @@ hazard(
     w=[R, (1,)],
 )
 
-# Products of parameters.
+# Products of parameters, or with constants.
+Q = np.ones((6, 7), np.float32)
+hazard(
+    "a product with constants, halved", lambda p, x: x @ (p["w"] @ Q / 2), {"w": W}, X, w=[R, (0,)]
+)
+hazard(
+    "a product with constants, normalized",
+    lambda p, x: x @ ((p["w"] @ Q) / jnp.linalg.norm(p["w"] @ Q, axis=0)),
+    {"w": W},
+    X,
+    w=[R, (0,)],
+)
+hazard(
+    "experts mixed and divided by a temperature",
+    lambda p, x, g: jnp.einsum("bi,bio->bo", x, jnp.einsum("be,eio->bio", g, p["w"]) / 2),
+    {"w": f32(3, 8, 5)},
+    X,
+    f32(3, 3),
+    w=[R, (1,)],
+)
 AB = {"a": f32(8, 2), "b": f32(2, 6)}
 hazard("low-rank weights", lambda p, x: x @ (p["a"] @ p["b"]), AB, X, a=[R], b=[R])
 hazard("low-rank layers", lambda p, x: (x @ p["a"]) @ p["b"], AB, X, a=[(0,)], b=[(0,)])

@@ -149,12 +149,10 @@ def combine(
     varies = foreign(shape)
     for v in values:
         varies = overlay(varies, v.varies)
+    made_of = [v for v in values if v.kind == Kind.PARAM and not _is_vector(v)]
     # A weight that a product is added to, or divided by, is no product.
-    made_of = [v for v in values if v.kind == Kind.PARAM and not _is_bias(v)]
     product_only = bool(made_of) and all(v.product for v in made_of)
-    biased = "mul" not in how and any(_is_bias(v) for v in values)
-    active = product_only and (biased or not all(linear) or any(v.active for v in made_of))
-    spent = _spent(values, shape, product) if all(linear) else {}
+    spent = _spent(values, shape, product, linear)
     return Value(
         shape,
         kind,
@@ -164,7 +162,7 @@ def combine(
         product=product_only,
         with_product=any(v.with_product for v in values),
         loops=frozenset().union(*(v.loops for v in values)),
-        active=active,
+        active=product_only and _is_active(values, product, linear),
     )
 
 
@@ -178,22 +176,38 @@ def _is_settled(trace: Any, p: int, tag: Tag) -> bool:
     )
 
 
-def _is_bias(value: Value) -> bool:
-    """Whether a sum with this value adds one vector to many rows."""
-    return (
-        value.kind == Kind.PARAM
-        and not value.product
-        and bool(value.tags)
-        and any(
-            size > 1 and not axes_of((dim,))
-            for size, dim in zip(value.shape, value.variation(), strict=True)
-        )
+def _is_vector(value: Value) -> bool:
+    """Whether a parameter is repeated along some dimension, as a bias or a scale is along rows."""
+    return value.kind == Kind.PARAM and not value.product and bool(value.tags) and not _fills(value)
+
+
+def _fills(value: Value) -> bool:
+    """Whether a value varies along all its dimensions; a statistic of it does not."""
+    dims = zip(value.shape, value.variation(), strict=True)
+    return all(size == 1 or has_axes(dim) for size, dim in dims)
+
+
+def _is_active(values: Sequence[Value], product: bool, linear: Sequence[bool]) -> bool:
+    """Whether a product of parameters has been bent or biased here, or before.
+
+    Being divided by its own norm does not count.
+    """
+    if not product and any(_is_vector(v) for v in values):
+        return True
+    return any(
+        v.product and (v.active or not is_linear) and _fills(v)
+        for v, is_linear in zip(values, linear, strict=True)
     )
 
 
-def _spent(values: Sequence[Value], shape: Shape, product: bool) -> dict[int, Spent]:
+def _spent(
+    values: Sequence[Value], shape: Shape, product: bool, linear: Sequence[bool]
+) -> dict[int, Spent]:
     result: dict[int, Spent] = {}
-    for p in {p for v in values for p in v.spent}:
+    bent = {
+        p for v, is_linear in zip(values, linear, strict=True) if not is_linear for p in v.spent
+    }
+    for p in {p for v in values for p in v.spent} - bent:
         found = [v.spent[p] for v in values if p in v.spent]
         if product and len(found) > 1:
             continue  # quadratic in the parameter: no longer a weight made from it

@@ -9,11 +9,12 @@ without a rule is opaque: parameters in its operands are refused.
 from collections.abc import Callable
 from typing import Any
 
-from . import contractions, control, elementwise, movement, reductions
+from . import contractions, control, elementwise, movement, reductions, slicing
 
 RULES: dict[str, Callable[..., Any]] = {
     **elementwise.RULES,
     **movement.RULES,
+    **slicing.RULES,
     **reductions.RULES,
     **contractions.RULES,
     **control.RULES,
