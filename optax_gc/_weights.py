@@ -183,6 +183,7 @@ def rescale_weights(
 
 def _subtract_mean(w: jax.Array, axes: Axes) -> jax.Array:
     """P w = w - e (eᵀ w)."""
+    w = jnp.asarray(w)
     x = _wide(w)
     # lax, since jnp.mean would lose the weak type.
     mean = lax.expand_dims(lax.reduce_sum(x, axes), axes) / math.prod(w.shape[a] for a in axes)
@@ -193,7 +194,7 @@ def _to_sphere(
     w: jax.Array, u: jax.Array, radius: jax.Array, norm: Any, axes: Axes
 ) -> tuple[jax.Array, jax.Array]:
     """u' = τ (w + u) / ‖w + u‖ - w, and τ."""
-    w = _wide(w)
+    w, u = _wide(w), jnp.asarray(u)
     v = w + _as(u, w)
     length = _length(v, axes)
     tau = radius if norm is None else norm * jnp.ones_like(length)

@@ -124,6 +124,14 @@ def test_what_gc_keeps_of_a_constant_added_to_the_input_is_what_it_was_at_the_st
     assert np.abs(float64(params[0]["kernel"] - start["kernel"])).max() > 1
 
 
+def test_numpy_weights_become_arrays_of_the_precision_in_use():
+    params = {"kernel": np.arange(6.0).reshape(3, 2)}
+    assert center_weights(params)["kernel"].dtype == jnp.float32
+    tx = rescale_weights()
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert updates["kernel"].dtype == jnp.float32
+
+
 # rescale_weights
 
 OPTIMIZERS = {
