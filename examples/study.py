@@ -27,12 +27,11 @@ import optax
 import sklearn
 import study_table
 from study_arms import ARMS, Net
+from study_table import CAP
 from study_tasks import load
 from tqdm import tqdm
 
 import optax_gc
-
-CAP = 10.0  # nats: the NLL of a seed that diverged, and the most that any seed counts
 
 
 class Cell(NamedTuple):

@@ -48,13 +48,13 @@ def project_out_random(key: jax.Array) -> optax.GradientTransformation:
 
         return jax.tree.map(direction, params, labels, keys)
 
-    def update(updates, directions, params=None):
+    def update(updates, state, params=None):
         labels = optax_gc.axes_from_rank(updates)
 
         def project(g, axes, r):
             return g - r * (r * g).sum(axes, keepdims=True) if axes else g
 
-        return jax.tree.map(project, updates, labels, directions), directions
+        return jax.tree.map(project, updates, labels, state), state
 
     return optax.GradientTransformation(init, update)
 
@@ -89,10 +89,10 @@ def choose(index: jax.Array, transforms: list[optax.GradientTransformation]):
     def init(params):
         return tuple(tx.init(params) for tx in transforms)
 
-    def update(updates, states, params=None):
+    def update(updates, state, params=None):
         def branch(i, updates):
-            updates, state = transforms[i].update(updates, states[i], params)
-            return updates, (*states[:i], state, *states[i + 1 :])
+            updates, new = transforms[i].update(updates, state[i], params)
+            return updates, (*state[:i], new, *state[i + 1 :])
 
         branches = [partial(branch, i) for i in range(len(transforms))]
         return lax.switch(index, branches, updates)
@@ -118,7 +118,7 @@ class Net:
     def __init__(self, model: str, optimizer_name: str, features: int, classes: int):
         """Sets up one compilation for all arms and cells of this model, optimizer and shape."""
         make = partial(MODELS[model], features, classes)
-        graph = nnx.graphdef(make(nnx.Rngs(0)))
+        graph = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
 
         def init(key):
             return nnx.split(make(nnx.Rngs(key)), nnx.Param, nnx.BatchStat)[1:]
