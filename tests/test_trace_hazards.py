@@ -114,6 +114,25 @@ hazard(
     taps=[R, (0,)],
     out=[(0,)],
 )
+for name, loop in (
+    ("fori_loop", lambda step, x: jax.lax.fori_loop(0, 4, lambda i, c: step(i, c), x * 0)),
+    (
+        "while_loop",
+        lambda step, x: jax.lax.while_loop(
+            lambda c: c[0] < 4, lambda c: (c[0] + 1, step(*c)), (0, x * 0)
+        )[1],
+    ),
+):
+    hazard(
+        f"a depthwise convolution in a {name}",
+        lambda p, x, loop=loop: (
+            loop(lambda i, c: c + jnp.roll(x, i, 1) * p["taps"][i], x) @ p["out"]
+        ),
+        TAPS,
+        f32(2, 7, 8),
+        taps=[R, (0,)],
+        out=[(0,)],
+    )
 hazard(
     "additive kernels reduced by a maximum",
     lambda p, x: (x[:, :, None] + p["w"]).max(1),

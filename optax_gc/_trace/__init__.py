@@ -37,7 +37,8 @@ def axes_from_trace(
       params: pytree of arrays or ``jax.ShapeDtypeStruct``: a dict, an ``nnx.State``, an Equinox
         module filtered to its arrays, a list.
       *args: inputs of ``fn``: arrays or ``jax.ShapeDtypeStruct`` of any shapes and dtypes, with a
-        batch and a length of 2 or more; whatever else is in there is passed on as it is.
+        batch and a length of 2 or more; whatever else is in there is passed on as it is. They count
+        as data, so weights that are frozen belong in ``params`` under ``jax.lax.stop_gradient``.
       on_unresolved: "raise" an error that lists what cannot be told, or "skip" it: warn and leave
         those parameters alone.
       **kwargs: keyword inputs of ``fn``.

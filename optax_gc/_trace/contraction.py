@@ -155,6 +155,7 @@ class _Operand:
         self.spent: dict[int, Spent] = {}
 
     def result(self) -> tuple[dict[int, Tag], dict[int, Spent]]:
+        """The parameters still to be used in the product, and those that it has used."""
         for p, spent in self.side.value.spent.items():
             gone, free, _ = self.side.roles(spent.dims)
             if gone and free and self.role == "data" and p not in self.other.value.spent:
@@ -162,8 +163,8 @@ class _Operand:
             else:
                 self.spent[p] = replace(spent, dims=self.side.project(spent.dims, self.shape))
         for p, tag in self.side.value.tags.items():
-            gone, free, batch = self.side.roles(tag.dims)
-            getattr(self, f"_{self.role}")(p, tag, gone, free, batch)
+            gone, free, _ = self.side.roles(tag.dims)
+            getattr(self, f"_{self.role}")(p, tag, gone, free)
         return self.tags, self.spent
 
     def _keep(self, p: int, tag: Tag, **changes: Any) -> None:
@@ -191,7 +192,15 @@ class _Operand:
         axes = axes and axes | ones
         return Use(p, role, self.trace.where, axes, free, (batch | missing) - gone, why)
 
-    def _weight(self, p: int, tag: Tag, gone: AxisSet, free: AxisSet, batch: AxisSet) -> None:
+    def _spend(self, p: int, tag: Tag, gone: AxisSet) -> None:
+        """This is what the parameter is for: of its axes only the outputs are left."""
+        self.trace.record(self._use(p, tag, "weight", gone))
+        dims = list(foreign(self.side.value.shape))
+        for d in self.side.free:
+            dims[d] = tag.dims[d]
+        self.spent[p] = Spent(self.side.project(tuple(dims), self.shape), gone)
+
+    def _weight(self, p: int, tag: Tag, gone: AxisSet, free: AxisSet) -> None:
         if not gone:
             self._mixed(p, tag)
         elif not self._is_whole(p, tag, gone):
@@ -208,32 +217,22 @@ class _Operand:
             why = "it is repeated along another axis of the weight that it is part of"
             self.trace.record(self._use(p, tag, "ambiguous", gone, why))
         else:
-            self.trace.record(self._use(p, tag, "weight", gone))
-            dims = [
-                dim if d in self.side.free else foreign((self.side.value.shape[d],))[0]
-                for d, dim in enumerate(tag.dims)
-            ]
-            self.spent[p] = Spent(self.side.project(tuple(dims), self.shape), gone)
+            self._spend(p, tag, gone)
 
-    def _activation(self, p: int, tag: Tag, gone: AxisSet, free: AxisSet, batch: AxisSet) -> None:
+    def _activation(self, p: int, tag: Tag, gone: AxisSet, free: AxisSet) -> None:
         self.trace.settle(p, tag, self.side.value)
 
-    def _scale(self, p: int, tag: Tag, gone: AxisSet, free: AxisSet, batch: AxisSet) -> None:
+    def _scale(self, p: int, tag: Tag, gone: AxisSet, free: AxisSet) -> None:
         self._mixed(p, tag)
 
-    def _data(self, p: int, tag: Tag, gone: AxisSet, free: AxisSet, batch: AxisSet) -> None:
+    def _data(self, p: int, tag: Tag, gone: AxisSet, free: AxisSet) -> None:
         if not gone:
             self._mixed(p, tag)
             return
         alone = free - tag.shared
         plain = tag.mixed <= {"mul", "select"} and not (tag.nonlinear or tag.reduced)
         if plain and alone and not tag.pending and self._is_whole(p, tag, gone):
-            self.trace.record(self._use(p, tag, "weight", gone))
-            dims = [
-                dim if d in self.side.free else foreign((self.side.value.shape[d],))[0]
-                for d, dim in enumerate(tag.dims)
-            ]
-            self.spent[p] = Spent(self.side.project(tuple(dims), self.shape), gone)
+            self._spend(p, tag, gone)
         elif tag.repeated and tag.nonlinear and "add" in tag.mixed:
             self.trace.settle(p, tag, self.side.value)  # a bias on attention logits
         elif not free and (tag.repeated or tag.lookup):
@@ -243,7 +242,7 @@ class _Operand:
             self.trace.record(self._use(p, tag, "ambiguous", gone, why))
             self.trace.expose(p, tag, self.side.value)
 
-    def _lookup(self, p: int, tag: Tag, gone: AxisSet, free: AxisSet, batch: AxisSet) -> None:
+    def _lookup(self, p: int, tag: Tag, gone: AxisSet, free: AxisSet) -> None:
         if _is_one_hot(self.side):
             self.trace.settle(p, tag, self.side.value)
             return
@@ -257,7 +256,7 @@ class _Operand:
             reduced=tag.reduced | (gone if tag.mixed else NONE),
         )
 
-    def _constant(self, p: int, tag: Tag, gone: AxisSet, free: AxisSet, batch: AxisSet) -> None:
+    def _constant(self, p: int, tag: Tag, gone: AxisSet, free: AxisSet) -> None:
         if not gone:
             self._keep(p, tag)
         elif tag.mixed and tag.repeated and not free:
@@ -269,7 +268,7 @@ class _Operand:
             pending = tag.pending if tag.reduced else tag.pending | {use}
             self._keep(p, tag, reduced=tag.reduced | gone, pending=pending)
 
-    def _pair(self, p: int, tag: Tag, gone: AxisSet, free: AxisSet, batch: AxisSet) -> None:
+    def _pair(self, p: int, tag: Tag, gone: AxisSet, free: AxisSet) -> None:
         if not gone:
             self._keep(p, tag)
             return

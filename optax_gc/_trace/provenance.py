@@ -7,6 +7,7 @@ reshaping (8, 6) to (2, 4, 6) splits axis 0 into the digits (stride 4, size 2) a
 a dimension, the digit remembers only which axes are somewhere in there.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,6 +37,7 @@ def own(shape: Shape) -> Dims:
     return tuple((Factor(size, frozenset({axis})),) for axis, size in enumerate(shape))
 
 
+@functools.lru_cache(maxsize=4096)
 def foreign(shape: Shape) -> Dims:
     """Dimensions along which the parameter is repeated."""
     return tuple((Factor(size),) if size != 1 else () for size in shape)

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..liveness import CALL_BODIES, CALLS, CUSTOM_CALLS, body
 from ..mixing import combine, mix, shape_of
-from ..provenance import Dims, Factor, Kind, Shape, Value, axes_of, foreign, lost
+from ..provenance import NONE, AxisSet, Dims, Factor, Kind, Shape, Value, axes_of, foreign, lost
 
 _MOST_PASSES = 50
 
@@ -58,10 +58,10 @@ def scan(trace: Any, eqn: Any, *values: Value) -> list[Value]:
     n, m = eqn.params["num_consts"], eqn.params["num_carry"]
     consts, init, xs = values[:n], values[n : n + m], values[n + m :]
     slices = [x.moved(lambda dims: dims[1:], x.shape[1:]) for x in xs]
-    taken = {}
+    taken: dict[int, AxisSet] = {}
     for x in xs:
         for p, tag in x.tags.items():
-            taken[p] = taken.get(p, frozenset()) | axes_of(tag.dims[:1])
+            taken[p] = taken.get(p, NONE) | axes_of(tag.dims[:1])
     outs = trace.liveness.carried(
         jaxpr, trace.live_outputs(eqn), slice(n, n + m), m, trace.everything
     )
@@ -69,11 +69,7 @@ def scan(trace: Any, eqn: Any, *values: Value) -> list[Value]:
     def step(carry: Sequence[Value]) -> list[Value]:
         return trace.run(jaxpr, constants, (*consts, *carry, *slices), outs)
 
-    loop = id(eqn)
-    init = [replace(v, loops=v.loops | {loop}) for v in init]
-    carry, results = _fixpoint(trace, step, init, m)
-    for value in results[:m]:
-        _refuse_sums_over_the_loop(trace, value, taken, loop)
+    carry, results = _fixpoint(trace, step, init, id(eqn), taken)
     length = eqn.params["length"]
     ys = [
         _stacked(y, shape_of(v), taken, length)
@@ -83,14 +79,22 @@ def scan(trace: Any, eqn: Any, *values: Value) -> list[Value]:
 
 
 def _fixpoint(
-    trace: Any, step: Any, init: Sequence[Value], n: int
+    trace: Any, step: Any, init: Sequence[Value], loop: int, taken: dict[int, AxisSet]
 ) -> tuple[list[Value], list[Value]]:
     """What is known of carried values after any number of steps; uses are those of the last pass.
+
+    Args:
+      trace: the walk, which records uses.
+      step: from the carried values to the results of the body, of which they are the first.
+      init: the carried values before the first step.
+      loop: identifies the loop.
+      taken: the axes that the loop slices parameters along.
 
     Returns:
       The carried values before or after any step, and the results of one more step.
     """
-    carry = list(init)
+    n = len(init)
+    init = carry = [replace(v, loops=v.loops | {loop}) for v in init]
     for _ in range(_MOST_PASSES):
         with trace.not_recording():
             after = step(carry)[:n]
@@ -99,6 +103,8 @@ def _fixpoint(
             results = step(carry)
             for pair in zip(init, results[:n], strict=True):
                 joined(trace, pair)  # records what becomes of parameters that are carried
+            for value in results[:n]:
+                _refuse_sums_over_the_loop(trace, value, taken, loop)
             return carry, results
         carry = again
     for value in carry:
@@ -106,24 +112,26 @@ def _fixpoint(
     return [v.without_gradient() for v in carry], [v.without_gradient() for v in step(carry)]
 
 
-def _refuse_sums_over_the_loop(trace: Any, value: Value, taken: dict[int, Any], loop: int) -> None:
+def _refuse_sums_over_the_loop(
+    trace: Any, value: Value, taken: dict[int, AxisSet], loop: int
+) -> None:
     """A product of data and a slice that is added up by the loop is a contraction in disguise.
 
     In a residual network with a scale for each layer the product is one with what is carried.
     """
     for p, tag in value.tags.items():
         residual = loop in tag.loops and not tag.axes - tag.shared
-        if taken.get(p) and "mul" in tag.mixed and not tag.nonlinear and not residual:
+        sliced = taken.get(p) or tag.parts
+        if sliced and "mul" in tag.mixed and not tag.nonlinear and not residual:
             trace.refuse(p, "its slices are multiplied by data and added up by a loop")
 
 
-def _stacked(y: Value, shape: Shape, taken: dict[int, Any], length: int) -> Value:
+def _stacked(y: Value, shape: Shape, taken: dict[int, AxisSet], length: int) -> Value:
     def stack(dims: Dims) -> Dims:
         return (lost(length, axes_of(y.varies) and frozenset({0})), *dims)
 
     tags = {
-        p: replace(t, dims=(lost(length, taken.get(p, frozenset())), *t.dims))
-        for p, t in y.tags.items()
+        p: replace(t, dims=(lost(length, taken.get(p, NONE)), *t.dims)) for p, t in y.tags.items()
     }
     spent = {p: replace(s, dims=(*foreign((length,)), *s.dims)) for p, s in y.spent.items()}
     varies = (Factor(length, frozenset({0})), *y.varies)
@@ -142,7 +150,7 @@ def while_(trace: Any, eqn: Any, *values: Value) -> list[Value]:
     def step(carry: Sequence[Value]) -> list[Value]:
         return trace.run(jaxpr, constants, (*consts, *carry), outs)
 
-    return _fixpoint(trace, step, init, len(init))[0]
+    return _fixpoint(trace, step, init, id(eqn), {})[0]
 
 
 def cond(trace: Any, eqn: Any, which: Value, *values: Value) -> list[Value]:

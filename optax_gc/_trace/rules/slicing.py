@@ -228,7 +228,7 @@ def pad(trace: Any, eqn: Any, value: Value, filler: Value) -> Value:
     moved = value.moved(widen(None), shape)
     tags = {p: replace(t, dims=widen(p)(t.dims)) for p, t in value.tags.items()}
     moved = replace(moved, tags=tags, one_hot=None, counts=None)
-    return combine(trace, (moved, aligned(filler, shape)), shape, ("add",) * 2, (True,) * 2)
+    return combine(trace, (moved, aligned(filler, shape)), shape, ("add", "add"), (True, True))
 
 
 def dynamic_update_slice(
@@ -246,8 +246,7 @@ def _written(trace: Any, value: Value, update: Value, shape: Shape) -> Value:
         return tuple(dim if old == new else lost(new, axes_of((dim,))) for dim, old, new in sizes)
 
     spread = replace(update.moved(place, shape), one_hot=None, counts=None)
-    both = (value, spread)
-    return combine(trace, both, shape, ("add",) * 2, (True,) * 2)
+    return combine(trace, (value, spread), shape, ("add", "add"), (True, True))
 
 
 def scatter(trace: Any, eqn: Any, value: Value, indices: Value, updates: Value) -> Value:
@@ -276,8 +275,8 @@ def scatter(trace: Any, eqn: Any, value: Value, indices: Value, updates: Value) 
         scattered = tag.axes - axes_of(tag.dims[i] for i in kept.values())
         if scattered and "mul" in tag.mixed:
             trace.refuse(p, "its product with data is summed by a scatter")
-    both = (value, spread)
-    return combine(trace, both, shape, ("add",) * 2, (True,) * 2)
+    how = "mul" if eqn.primitive.name == "scatter-mul" else "add"
+    return combine(trace, (value, spread), shape, (how, how), (True, True))
 
 
 RULES = {
