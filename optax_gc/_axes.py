@@ -37,8 +37,10 @@ def axes_from_rank(params: Any, *, output_axis: int = -1, conv_only: bool = Fals
     ``scale``, ``offset``, ``embedding`` or ``embeddings``. A rank-3 ``kernel`` under ``query``,
     ``key`` or ``value`` is an attention projection (features, heads, head_dim), averaged over its
     features. Rank and names cannot see layers stacked for a scan, ensembles stacked by vmap,
-    experts, or kernels in another layout: for those, give the axes, or read them from the model's
-    own computation with `axes_from_trace`.
+    experts, depthwise convolutions, or kernels in another layout, such as Haiku's and Keras's
+    transposed convolutions: for those, give the axes, or read them from the model's own computation
+    with `axes_from_trace`. Where gradients have no names, as Keras's lists of arrays, make the axes
+    from the variables: ``centralize(axes_from_rank(model.trainable_variables))``.
 
     Args:
       params: pytree of arrays (any shapes and dtypes; ``jax.ShapeDtypeStruct`` will do) or of

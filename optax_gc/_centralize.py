@@ -33,7 +33,8 @@ def centralize(
         prefix of it, with a tuple of ints at each leaf; or a function from parameters to such a
         tree. ``()`` leaves a parameter alone. A tuple that reaches a parameter of rank below 2
         through a prefix leaves it alone. Containers match by their keys: a plain dict does for an
-        ``nnx.State`` or an Equinox module.
+        ``nnx.State`` or an Equinox module. Inside ``optax.inject_hyperparams``, which takes any
+        function for a schedule, name it in ``static_args``.
       specs: tree, or prefix tree, of the ``jax.sharding.PartitionSpec`` under which the gradients
         are manual inside ``jax.shard_map``. Means are then also taken over the mesh axes that shard
         a parameter's fan-in. Not needed under ``jax.jit`` with sharded arrays.
@@ -68,6 +69,12 @@ def centralize(
 
     def init(params: optax.Params) -> optax.EmptyState:
         leaves, _ = _resolve_sharded(axes, specs, params)
+        if callable(axes) and any(isinstance(getattr(x.value, "path", None), str) for x in leaves):
+            raise ValueError(
+                f"axes is a function, and params are variables that know their names, such as "
+                f"{leaves[0].path!r}, which their gradients will not. Make axes from the variables: "
+                "centralize(axes_from_rank(model.trainable_variables))."
+            )
         given_nothing = is_axes(axes) and not axes
         if leaves and not given_nothing and not any(leaf.axes for leaf in leaves):
             warnings.warn(

@@ -53,9 +53,9 @@ def match(
             )
             return
         labels, children = _children(prefix), _children(node)
-        if box := _boxed(labels):
+        if (box := _boxed(labels)) and "value" not in (children or ()):
             return walk(box[1], node, path)
-        if box := _boxed(children):
+        if (box := _boxed(children)) and "value" not in (labels or ()):
             return walk(prefix, box[1], (*path, box[0]))
         if not labels or not children:
             raise ValueError(
@@ -72,7 +72,7 @@ def match(
                 f"{name} does not match the parameters."
                 + (f" It has no entry for {_listed(missing)}." if missing else "")
                 + (f" It has {', '.join(unknown)}, which name no parameter." if unknown else "")
-                + f" The parameters there are {', '.join(repr(str(key)) for key in children)}."
+                + f" The parameters there are {', '.join(map(repr, children))}."
                 + f" {hint}"
             )
         for key, (entry, child) in children.items():
@@ -94,7 +94,7 @@ def path_name(path: KeyPath, leaf: Any = None) -> str:
 
 def _key(entry: Any) -> Any:
     """The dict key, attribute name or index that one entry of a key path holds."""
-    return next(getattr(entry, a) for a in ("key", "name", "idx") if hasattr(entry, a))
+    return next((getattr(entry, a) for a in ("key", "name", "idx") if hasattr(entry, a)), entry)
 
 
 def _children(node: Any) -> dict[Any, tuple[Any, Any]] | None:

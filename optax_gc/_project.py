@@ -1,6 +1,8 @@
 """The projection P = I - e eᵀ of Gradient Centralization, for one array."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ from jax import lax
 from ._axes import Axes
 
 
-def subtract_mean(g: jax.Array, axes: Axes, mesh_axes: Sequence[str] = ()) -> jax.Array:
+def subtract_mean(g: Any, axes: Axes, mesh_axes: Sequence[str] = ()) -> jax.Array:
     """P g = g - e (eᵀ g), where e is constant along the fan-in and of norm one.
 
     In at least float32, cast once; shape, dtype, weak type and sharding are kept.
@@ -19,19 +21,70 @@ def subtract_mean(g: jax.Array, axes: Axes, mesh_axes: Sequence[str] = ()) -> ja
       axes: its fan-in axes, non-negative.
       mesh_axes: the manual mesh axes of a `jax.shard_map` that shard the fan-in.
     """
-    wide = g.dtype if jnp.finfo(g.dtype).bits >= 32 else jnp.float32
-    x = lax.convert_element_type(g, wide) if g.dtype != wide else jnp.asarray(g)
-    mean = x
-    # A mean of means, the longest axis first: XLA on CPU adds short axes up in one sequence, which
-    # left means of 8.9 units of roundoff on (3, 3, 3, 8, 16) where this leaves 2.9 (gradients of
-    # offset 10, jax 0.10.2). lax, since jnp.mean loses the weak type.
-    for axis in sorted(axes, key=lambda axis: -g.shape[axis]):
-        mean = lax.expand_dims(lax.reduce_sum(mean, (axis,)), (axis,)) / g.shape[axis]
-        if not jnp.iscomplexobj(mean):
-            # Changes no value. It keeps XLA from fusing the reduction and the subtraction into one
-            # loop, which for wide kernels writes a centred copy of the whole gradient.
-            mean = lax.clamp(-jnp.inf, mean, jnp.inf)
+    x = wide(g)
+    # Without the barrier XLA shares one conversion of a 16-bit gradient between the mean and the
+    # subtraction, and writes it out: a copy of twice the gradient's size.
+    mean = wide(lax.optimization_barrier(g)) if x.dtype != g.dtype else x
+    for together in _in_turn(axes, g.shape):
+        # lax, since jnp.mean loses the weak type.
+        total = lax.expand_dims(lax.reduce_sum(mean, together), together)
+        mean = _kept_apart(total / math.prod(g.shape[axis] for axis in together))
     if mesh_axes:
         mean = lax.pmean(mean, tuple(mesh_axes))
-    centred = x - mean
-    return lax.convert_element_type(centred, g.dtype) if g.dtype != wide else centred
+    return _rounded_to(g.dtype, x - mean)
+
+
+def wide(x: Any) -> jax.Array:
+    """`x` in at least float32."""
+    narrow = jnp.finfo(x.dtype).bits < 32
+    return lax.convert_element_type(x, jnp.float32) if narrow else jnp.asarray(x)
+
+
+def _in_turn(axes: Axes, shape: tuple[int, ...]) -> list[Axes]:
+    """Which axes to average over together, one group after the other.
+
+    XLA on CPU adds up in blocks of 32 along an axis, but short axes together in one sequence, whose
+    rounding errors grow with its length: means of 8.9 units of roundoff were left on (3, 3, 3, 8,
+    16), and 2.9 by a mean of means (gradients of offset 10, jax 0.10.2).
+    """
+    if max(shape[axis] for axis in axes) > 32:
+        return [axes]
+    return [(axis,) for axis in sorted(axes, key=lambda axis: -shape[axis])]
+
+
+def _kept_apart(mean: jax.Array) -> jax.Array:
+    """`mean` itself, which XLA does not fuse with what reads it.
+
+    It would fuse the reduction and the subtraction into one loop, which for wide kernels writes a
+    centred copy of the whole gradient.
+    """
+    if jnp.iscomplexobj(mean):
+        return mean
+    low, high = (lax.full_like(mean, bound, shape=()) for bound in (-jnp.inf, jnp.inf))
+    return lax.clamp(low, mean, high)
+
+
+def _rounded_to(dtype: Any, x: jax.Array) -> jax.Array:
+    """`x` rounded to `dtype`, to the nearest and ties to even."""
+    if x.dtype == dtype:
+        return x  # converting would lose the weak type
+    return _to_bfloat16(x) if dtype == jnp.bfloat16 else lax.convert_element_type(x, dtype)
+
+
+@jax.custom_jvp
+def _to_bfloat16(x: jax.Array) -> jax.Array:
+    """Rounds float32 as a conversion does, but in integers.
+
+    XLA writes out a conversion that two readers share, as Adam's moments do, and does not write out
+    this.
+    """
+    bits = lax.bitcast_convert_type(x, jnp.uint32)
+    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
+    rounded = jnp.where(jnp.isnan(x), jnp.uint32(0x7FC0), rounded)
+    return lax.bitcast_convert_type(rounded.astype(jnp.uint16), jnp.bfloat16)
+
+
+@_to_bfloat16.defjvp
+def _to_bfloat16_jvp(primals: Any, tangents: Any) -> Any:
+    # Integers have no derivative; that of rounding is taken as one, as for a conversion.
+    return _to_bfloat16(*primals), lax.convert_element_type(tangents[0], jnp.bfloat16)

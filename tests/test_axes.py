@@ -45,6 +45,26 @@ def test_attention_projections_are_averaged_over_features_alone(name):
     assert axes_from_rank({name: {"kernel": shape(8, 2, 4)}}) == {name: {"kernel": (0,)}}
 
 
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"query": {"other": {"kernel": shape(8, 2, 4)}}},
+        {"query": {"weight": shape(8, 2, 4)}},
+        {"query": {"kernel": shape(2, 8, 2, 4)}},
+    ],
+    ids=["not under it", "no kernel", "of rank 4"],
+)
+def test_only_a_rank_three_kernel_right_under_query_is_taken_for_a_projection(params):
+    axes = jax.tree.leaves(axes_from_rank(params), is_leaf=lambda x: isinstance(x, tuple))
+    rank = len(jax.tree.leaves(params)[0].shape)
+    assert axes == [tuple(range(rank - 1))]
+
+
+def test_an_output_axis_that_is_asked_for_holds_for_attention_too():
+    params = {"query": {"kernel": shape(8, 2, 4)}}
+    assert axes_from_rank(params, output_axis=0) == {"query": {"kernel": (1, 2)}}
+
+
 def test_rank_agrees_with_the_definition_on_every_parameter_of_flax_attention():
     layer = nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=6)
     params = jax.eval_shape(layer.init, jax.random.key(0), jnp.ones((3, 5, 8)))["params"]
@@ -165,6 +185,10 @@ def test_init_reports_the_parameter_both_facts_and_the_mend(axes, facts):
     with pytest.raises(ValueError) as error:
         centralize(axes).init(PARAMS)
     assert [fact for fact in facts if fact not in str(error.value)] == []
+
+
+def test_an_empty_container_among_the_axes_names_no_parameter_and_is_no_mistake():
+    assert axes_of({"w": shape(3, 4)}, {"w": (0,), "unused": {}}) == {"w": (0,)}
 
 
 def test_a_long_list_of_missing_entries_is_cut_short():

@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from optax_gc import axes_from_rank, centralize
+from optax_gc._project import _rounded_to
 
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11, "float64": 2.0**-53}
 
@@ -278,3 +279,58 @@ def test_specs_outside_a_shard_map_are_told_where_they_belong():
     tx = centralize(specs={"w": PartitionSpec("data"), "b": PartitionSpec()})
     with pytest.raises(ValueError, match="shard_map"):
         tx.update(GRADS, tx.init(PARAMS))
+
+
+def test_narrow_gradients_are_centred_with_float64_enabled(x64):
+    for dtype in ("float32", "bfloat16", "float16"):
+        g = jnp.asarray(offset_gradient((6, 5)), dtype)
+        assert centred(g, (0,)).dtype == g.dtype
+
+
+def test_rounding_to_bfloat16_is_that_of_the_conversion():
+    bits = np.random.default_rng(0).integers(0, 2**32, 200_000, dtype=np.uint32)
+    special = np.array([np.inf, -np.inf, np.nan, 0.0, -0.0, 3.4e38, 1e-40], np.float32)
+    x = jnp.asarray(np.concatenate([bits.view(np.float32), special]))
+    ours = np.asarray(_rounded_to(jnp.bfloat16, x)).astype(np.float32)
+    conversion = np.asarray(x.astype(jnp.bfloat16)).astype(np.float32)
+    np.testing.assert_array_equal(ours, conversion)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_update_is_differentiated_as_the_projection_it_is(dtype):
+    g = jnp.asarray([[0.0, 1.0], [2.0, 3.0], [4.0, 8.0]], dtype)
+    gradient = jax.grad(lambda g: jnp.sum(centred(g, (0,)).astype(jnp.float32) ** 2))(g)
+    np.testing.assert_array_equal(gradient, 2 * np.asarray(centred(g, (0,))))
+
+
+def test_gradients_constant_along_a_long_fan_in_leave_a_mean_of_few_roundings():
+    g = np.tile(np.random.default_rng(0).uniform(0.5, 1, (1, 3)), (1023, 1)).astype(np.float32)
+    residual = np.mean(np.asarray(centred(g, (0,)), np.float64), 0)
+    # XLA on CPU adds up 32 equal numbers in sequence, whose rounding errors are all alike.
+    assert np.max(np.abs(residual)) <= 16 * UNIT_ROUNDOFF["float32"] * np.max(g)
+
+
+def test_specs_with_more_entries_than_the_parameter_has_axes_are_reported():
+    tx = centralize(specs={"w": PartitionSpec(), "b": PartitionSpec(None, "data")})
+    with pytest.raises(ValueError, match=r"specs .*'b'.*\(3,\).*at most 1"):
+        tx.init(PARAMS)
+
+
+def test_a_fan_in_of_one_row_a_shard_is_centralized_over_all_shards():
+    mesh = jax.make_mesh((8,), ("data",))
+    spec = PartitionSpec("data")
+    tx = centralize(specs={"w": spec})
+    g = jnp.asarray(offset_gradient((8, 3)), jnp.float32)
+    try:
+        shard_map = jax.shard_map
+    except AttributeError:  # before jax 0.8
+        from jax.experimental.shard_map import shard_map
+    update = shard_map(
+        lambda g: tx.update(g, optax.EmptyState())[0],
+        mesh=mesh,
+        in_specs=({"w": spec},),
+        out_specs={"w": spec},
+    )
+    sharded = jax.device_put({"w": g}, NamedSharding(mesh, spec))
+    expected = np.asarray(g) - np.asarray(g).mean(0)
+    np.testing.assert_allclose(update(sharded)["w"], expected, rtol=1e-5, atol=1e-6)

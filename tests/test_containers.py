@@ -94,6 +94,8 @@ def test_keras_variables_give_their_own_names_and_their_gradients_a_list():
     layers = [keras.layers.Embedding(7, 3), keras.layers.Dense(2)]
     model = keras.Sequential([keras.Input((4,), dtype="int32"), *layers])
     assert "embedding/embeddings" in summary(model.trainable_variables)
+    with pytest.raises(ValueError, match=r"axes_from_rank\(model.trainable_variables\)"):
+        centralize().init(model.trainable_variables)
     axes = axes_from_rank(model.trainable_variables)
     assert axes == [(), (0,), ()]
     grads = [jnp.asarray(variable.value) + 1 for variable in model.trainable_variables]
@@ -182,9 +184,14 @@ def test_axes_made_from_masked_parameters_do_not_stand_for_the_whole():
         centralize(axes_from_rank(masked)).init(MODEL)
 
 
-def test_a_parameter_named_value_is_not_taken_for_a_box():
-    params = {"value": {"kernel": KERNEL, "bias": BIAS}}
+class Critic(NamedTuple):
+    value: Any
+
+
+@pytest.mark.parametrize("container", [dict, Critic])
+def test_a_parameter_named_value_is_not_taken_for_a_box(container):
+    params = container(value={"kernel": KERNEL, "bias": BIAS})
     axes = {"value": {"kernel": (0,), "bias": ()}}
     updates, _ = centralize(axes).update(params, optax.EmptyState())
-    np.testing.assert_allclose(updates["value"]["kernel"], KERNEL - KERNEL.mean(0), rtol=1e-6)
+    assert_centralized(updates, params)
     assert "value/kernel" in summary(params, axes)

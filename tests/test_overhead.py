@@ -24,9 +24,9 @@ def step_of(tx):
 
 
 @functools.cache
-def costs(name, centralized):
+def costs(name, dtype, centralized):
     tree = trees.TREES[name]()
-    params = trees.structs(tree)
+    params = trees.structs(tree, dtype)
     adam = optax.adam(1e-3)
     tx = optax.chain(centralize(trees.axes(tree)), adam) if centralized else adam
     state = jax.eval_shape(tx.init, params)
@@ -41,18 +41,19 @@ def costs(name, centralized):
     )
 
 
-TREES = list(trees.TREES)
+CASES = [(name, "float32") for name in trees.TREES]
+CASES += [(name, "bfloat16") for name in list(trees.TREES)[-2:]]
 
 
-@pytest.mark.parametrize("name", TREES)
-def test_centralize_before_adam_needs_no_temporaries(name):
-    with_gc, _, gradients = costs(name, True)
-    without, _, _ = costs(name, False)
+@pytest.mark.parametrize("name, dtype", CASES)
+def test_centralize_before_adam_needs_no_temporaries(name, dtype):
+    with_gc, _, gradients = costs(name, dtype, True)
+    without, _, _ = costs(name, dtype, False)
     assert with_gc - without <= 0.01 * gradients
 
 
-@pytest.mark.parametrize("name", TREES)
-def test_centralize_before_adam_reads_each_gradient_once_more(name):
-    _, with_gc, gradients = costs(name, True)
-    _, without, _ = costs(name, False)
+@pytest.mark.parametrize("name, dtype", CASES)
+def test_centralize_before_adam_reads_each_gradient_once_more(name, dtype):
+    _, with_gc, gradients = costs(name, dtype, True)
+    _, without, _ = costs(name, dtype, False)
     assert with_gc - without <= 1.02 * gradients
