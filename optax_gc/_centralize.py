@@ -72,7 +72,7 @@ def centralize(
         if callable(axes) and any(isinstance(getattr(x.value, "path", None), str) for x in leaves):
             raise ValueError(
                 f"axes is a function, and params are variables that know their names, such as "
-                f"{leaves[0].path!r}, which their gradients will not. Make axes from the variables: "
+                f"{leaves[0].path!r}, which their gradients do not. Make axes from those: "
                 "centralize(axes_from_rank(model.trainable_variables))."
             )
         given_nothing = is_axes(axes) and not axes
