@@ -13,7 +13,7 @@ nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["tests", "pythons"]
 
 PYTHONS = ["3.11", "3.12", "3.13"]
-FLOOR = ["jax==0.6.0", "jaxlib==0.6.0", "optax==0.2.5", "flax==0.11.0"]
+FLOOR = ["jax==0.7.2", "jaxlib==0.7.2", "optax==0.2.6", "flax==0.12.0"]
 NEWEST = ["jax", "jaxlib", "optax", "flax"]
 # What the library says, without documents, notebooks and what is measured on one XLA only.
 LIBRARY = [
