@@ -46,29 +46,33 @@ class Cell(NamedTuple):
 class Settings(NamedTuple):
     """How long, how often, and over which grid."""
 
-    steps: int
+    rates: tuple[float, ...]  # of learning, at the first step; they fall to 0 as a cosine
+    decays: tuple[float, ...]  # of weights, decoupled
     seeds: int
-    tuning_seeds: dict[str, int]
-    batch: dict[str, int]
-    rates: dict[str, tuple[float, ...]]
-    decays: dict[str, tuple[float, ...]]
+    tuning_seeds: int
+    batch: int
+    steps: int = 300
     validation: int = 200  # samples
 
 
-FULL = Settings(
-    steps=300,
-    seeds=24,
-    tuning_seeds={"MLP": 4, "BN-CNN": 2, "LN-transformer": 2},
-    batch={"MLP": 32, "BN-CNN": 32, "LN-transformer": 8},
-    rates={
-        "SGDM": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
-        "AdamW": (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1),
-    },
-    decays={"SGDM": (0.0, 0.01, 0.1), "AdamW": (0.0, 0.1, 1.0)},
-)
-QUICK = FULL._replace(
-    steps=3, seeds=3, tuning_seeds={"MLP": 1}, rates={"SGDM": (0.01, 0.1, 1.0)}, validation=20
-)
+# Small nets get more seeds and a wider grid for the same time.
+FULL = {
+    ("MLP", "SGDM"): Settings(
+        (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0), (0.0, 0.01, 0.1), 48, 4, 32
+    ),
+    ("MLP", "AdamW"): Settings(
+        (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3), (0.0, 0.1, 1.0), 48, 4, 32
+    ),
+    ("BN-CNN", "SGDM"): Settings((0.01, 0.03, 0.1, 0.3, 1.0, 3.0), (0.0, 0.01), 24, 4, 32),
+    ("BN-CNN", "AdamW"): Settings((0.001, 0.003, 0.01, 0.03, 0.1, 0.3), (0.0, 0.1), 24, 4, 32),
+    ("LN-transformer", "AdamW"): Settings(
+        (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1), (0.0, 0.1), 24, 2, 8
+    ),
+}
+QUICK = {
+    key: full._replace(rates=(0.01, 0.1, 1.0), seeds=3, tuning_seeds=1, steps=3, validation=20)
+    for key, full in FULL.items()
+}
 
 CELLS = [
     *(
@@ -94,7 +98,7 @@ def draw(cell: Cell, seed: int, settings: Settings) -> tuple[np.ndarray, np.ndar
     order = rng.permutation(len(load(cell.data).x))
     validation, order = np.split(order, [settings.validation])
     epochs = rng.permuted(np.tile(order[: cell.n], (settings.steps, 1)), axis=1)
-    return validation, epochs[:, : settings.batch[cell.model]]
+    return validation, epochs[:, : settings.batch]
 
 
 @cache
@@ -135,10 +139,10 @@ def measure(cell: Cell, arm: str, settings: Settings, seeds, rates, decays, *, t
 def run_arm(cell: Cell, arm: str, settings: Settings) -> dict[str, Any]:
     """Tunes an arm and tests it; returns its part of a row."""
     start = time.perf_counter()
-    rates, seeds = settings.rates[cell.optimizer], settings.seeds
-    grid = list(itertools.product(rates, settings.decays[cell.optimizer]))
+    rates, seeds = settings.rates, settings.seeds
+    grid = list(itertools.product(rates, settings.decays))
     # Tuning seeds are no test seeds. In chunks as large as the test, so that one compilation does.
-    repeats = range(1000, 1000 + settings.tuning_seeds[cell.model])
+    repeats = range(1000, 1000 + settings.tuning_seeds)
     lanes = [(seed, *point) for point in grid for seed in repeats]
     losses = []
     for i in range(0, len(lanes), seeds):
@@ -160,15 +164,35 @@ def run_arm(cell: Cell, arm: str, settings: Settings) -> dict[str, Any]:
     }
 
 
-def finished(path: Path, provenance: dict[str, str]) -> list[dict[str, Any]]:
+def name_of(cell: Cell) -> str:
+    """The name of a cell, as in the table."""
+    return study_table.cell_of(cell._asdict())
+
+
+def provenance(settings: Settings) -> dict[str, str]:
+    """What rows of one cell must share to be compared."""
+    libraries = (jax, flax, optax, optax_gc, sklearn)
+    versions = [f"{library.__name__} {library.__version__}" for library in libraries]
+    return {
+        "settings": " ".join(f"{name}={value}" for name, value in settings._asdict().items()),
+        "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
+        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores",
+    }
+
+
+def finished(path: Path, shared: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
     """Reads the rows that need not be run again; refuses those of another study."""
     rows = study_table.read(path) if path.exists() else []
     for row in rows:
-        for name, mine in provenance.items():
+        cell = study_table.cell_of(row)
+        if cell not in shared:
+            raise SystemExit(f"{path} has a row of {cell!r}, which is no cell. Delete it.")
+        for name, mine in shared[cell].items():
             if row[name] != mine:
                 raise SystemExit(
-                    f"{path} has a row with {name} {row[name]!r}, and this run has {mine!r}: the "
-                    "two cannot be compared. Give another --csv, or delete that one to start anew."
+                    f"{path} has a row of {cell!r} with {name} {row[name]!r}, and this run has "
+                    f"{mine!r}: the two cannot be compared. Give another --csv, or delete the "
+                    "rows of that cell to run them anew."
                 )
     return rows
 
@@ -194,41 +218,28 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def name_of(cell: Cell) -> str:
-    """The name of a cell, as in the table."""
-    return ", ".join(map(str, cell))
-
-
 def main():
     """Runs what is missing, row by row, then draws the figure."""
     args = parse_args()
     settings = QUICK if args.quick else FULL
-    libraries = (jax, flax, optax, optax_gc, sklearn)
-    versions = [f"{library.__name__} {library.__version__}" for library in libraries]
-    provenance = {
-        "settings": str(settings),
-        "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
-        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores",
-    }
-    rows = finished(args.csv, provenance)
+    settings = {cell: settings[cell.model, cell.optimizer] for cell in CELLS}
+    shared = {name_of(cell): provenance(settings[cell]) for cell in CELLS}
+    rows = finished(args.csv, shared)
     done = {(study_table.cell_of(row), row["arm"]) for row in rows}
-    todo = [
-        (cell, arm)
-        for cell in args.cells
-        for arm in ARMS
-        if (tuple(map(str, cell)), arm) not in done
-    ]
+    todo = [(cell, arm) for cell in args.cells for arm in ARMS if (name_of(cell), arm) not in done]
+    order = {(name, arm): i for i, (name, arm) in enumerate(itertools.product(shared, ARMS))}
     kept = len(args.cells) * len(ARMS) - len(todo)
     print(f"{len(todo)} of {len(todo) + kept} rows to run; {kept} are in {args.csv}.", flush=True)
     with tqdm(todo, unit="row") as bar:
         for cell, arm in bar:
             bar.set_description(f"{name_of(cell)}, {arm}")
-            row = {**cell._asdict(), "arm": arm, **provenance}
+            row = {**cell._asdict(), "arm": arm, **shared[name_of(cell)]}
             if arm in net_of(cell).arms:
-                row |= run_arm(cell, arm, settings)
+                row |= run_arm(cell, arm, settings[cell])
             else:
                 row["note"] = "not applicable: it selects no parameter"
             rows.append(row)
+            rows.sort(key=lambda row: order[study_table.cell_of(row), row["arm"]])
             study_table.write(args.csv, rows)
     study_table.draw(study_table.read(args.csv), args.figure)
     print(f"Results: {args.csv}. Figure: {args.figure}.")

@@ -100,7 +100,9 @@ def choose(index: jax.Array, transforms: list[optax.GradientTransformation]):
     return optax.GradientTransformation(init, update)
 
 
-def optimizer(name: str, arms: list[Arm], index: Any, lr: Any, decay: Any, key: jax.Array):
+def optimizer(
+    name: str, arms: list[Arm], index: Any, lr: Any, decay: Any, steps: int, key: jax.Array
+):
     """Chains an arm with the optimizer; decoupled decay, ahead of what comes after the moments."""
     moments = {"SGDM": optax.trace(0.9), "AdamW": optax.scale_by_adam()}[name]
     return optax.chain(
@@ -108,7 +110,7 @@ def optimizer(name: str, arms: list[Arm], index: Any, lr: Any, decay: Any, key: 
         moments,
         optax.add_decayed_weights(decay),
         choose(index, [arm.after(key) for arm in arms]),
-        optax.scale_by_learning_rate(lr),
+        optax.scale_by_learning_rate(optax.cosine_decay_schedule(lr, steps)),
     )
 
 
@@ -139,7 +141,8 @@ class Net:
             key = jax.random.key(seed)
             params, stats = init(key)
             params = lax.switch(arm, [a.start for a in arms], params)
-            tx = optimizer(optimizer_name, arms, arm, lr, decay, jax.random.fold_in(key, 1))
+            key, steps = jax.random.fold_in(key, 1), len(batches)
+            tx = optimizer(optimizer_name, arms, arm, lr, decay, steps, key)
 
             def step(carry, ids):
                 params, stats, state = carry

@@ -73,8 +73,8 @@ def with_statistics(rows):
 
 
 def cell_of(row):
-    """What the arms of one cell share."""
-    return tuple(str(row[name]) for name in KEY[:-1])
+    """The name of a row's cell, which its arms share."""
+    return ", ".join(str(row[name]) for name in KEY[:-1])
 
 
 def read(path):
@@ -124,12 +124,15 @@ def markdown(rows):
     by_cell = {}
     for row in rows:
         by_cell.setdefault(cell_of(row), {})[row["arm"]] = row
+    for cell, arms in by_cell.items():
+        if missing := {BASELINE, *IN_README} - set(arms):
+            raise SystemExit(f"{cell} has no {min(missing)} yet. Run examples/study.py to its end.")
     head = ["data, model, optimizer, samples", "NLL without", *IN_README, "accuracy without", "GC"]
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     for cell, arms in by_cell.items():
         lines.append(
             [
-                ", ".join(cell),
+                cell,
                 level(arms[BASELINE], "nll", 1, 3),
                 *(interval(arms[arm], "nll", 1000, 0) for arm in IN_README),
                 level(arms[BASELINE], "accuracy", 100, 1),
@@ -219,7 +222,7 @@ def draw(rows, path):
             ax.spines[["top", "right", "left"]].set_visible(False)
             ax.tick_params(axis="y", length=0, labelsize=9)
         axes[0].set_xlabel(label, fontweight="bold")
-    grid[0, 0].set_yticks(range(len(cells)), [", ".join(cell) for cell in cells])
+    grid[0, 0].set_yticks(range(len(cells)), cells)
     grid[0, 0].set_ylim(len(cells) - 0.5, -0.5)
     figure.suptitle(
         "Arm minus no GC at the same seeds, with 95 % intervals; logarithmic beyond inner ticks."
