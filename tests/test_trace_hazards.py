@@ -156,8 +156,41 @@ hazard(
     a=[R, (1,)],
 )
 
+hazard(
+    "weights made for each example, contracted by a product and a sum",
+    lambda p, x, g: (jnp.einsum("be,eio->bio", g, p["w"]) * x[:, :, None]).sum(1),
+    {"w": f32(4, 8, 6)},
+    X,
+    f32(3, 4),
+    w=[R, (1,)],
+)
+hazard(
+    "a weight scaled for each example",
+    lambda p, x, g: jnp.einsum("bi,bio->bo", x, jnp.einsum("b,io->bio", g, p["w"])),
+    {"w": W},
+    X,
+    f32(3),
+    w=[(0,)],
+)
+
 # Data that is added to weights, or multiplies them.
 hazard("noise given as data", lambda p, x, n: x @ (p["w"] + n), {"w": W}, X, W, w=[R, (0,)])
+hazard(
+    "noise before a nonlinearity",
+    lambda p, x, n: x @ jnp.tanh(p["w"] + n),
+    {"w": W},
+    X,
+    W,
+    w=[R, (0,)],
+)
+hazard(
+    "a weight that is also a bias",
+    lambda p, x, z: (x @ p["w"], jnp.tanh(z + p["w"])),
+    {"w": W},
+    X,
+    f32(3, 8, 6),
+    w=[R],
+)
 hazard(
     "noise for each example",
     lambda p, x, n: jnp.einsum("bi,bio->bo", x, p["w"] + n),
@@ -352,6 +385,29 @@ hazard(
     X,
     w=[R, (0,)],
 )
+hazard("a weight times a column", lambda p, x: x @ (p["w"] * p["w"][:1]), {"w": W}, X, w=[R])
+hazard(
+    "layers added up",
+    lambda p, x: x @ (p["w"][0] + p["w"][1]),
+    {"w": f32(2, 8, 6)},
+    X,
+    w=[R, (1,)],
+)
+hazard(
+    "a weight written into a larger one",
+    lambda p, x, i: x @ jnp.zeros((8, 6)).at[i].set(p["w"]),
+    {"w": f32(5, 6)},
+    X,
+    i32(5),
+    w=[R, (0,)],
+)
+hazard(
+    "a weight repeated for each group",
+    lambda p, x: jnp.einsum("gbi,gio->gbo", x, jnp.tile(p["w"], (2, 1)).reshape(2, 8, 6)),
+    {"w": W},
+    f32(2, 3, 8),
+    w=[(0,)],
+)
 hazard("a symmetrized weight", lambda p, x: x @ (p["w"] + p["w"].T), {"w": f32(8, 8)}, X, w=[R])
 hazard("a Gram matrix", lambda p, x: x @ (p["w"].T @ p["w"]), {"w": f32(6, 8)}, X, w=[R])
 hazard(
@@ -457,6 +513,27 @@ hazard(
     k=[(0,)],
 )
 hazard(
+    "a bias of learned queries without a batch",
+    lambda p, x: jnp.einsum(
+        "hk,shk->hs",
+        jnp.einsum("d,dhk->hk", p["probe"], p["q"]) + p["bias"],
+        jnp.einsum("sd,dhk->shk", x, p["k"]),
+    ),
+    {"probe": f32(8), "q": f32(8, 2, 4), "bias": f32(2, 4), "k": f32(8, 2, 4)},
+    f32(7, 8),
+    probe=[R, ()],
+    q=[R, (0,)],
+    bias=[R, ()],
+    k=[(0,)],
+)
+hazard(
+    "a product with data over one axis and with constants over the other",
+    lambda p, x: (x @ p["w"].T, np.ones(8, np.float32) @ p["w"]),
+    {"w": W},
+    f32(3, 6),
+    w=[(1,)],
+)
+hazard(
     "positions computed by a network",
     lambda p, x: (
         (x + jax.nn.relu(np.ones((7, 2), np.float32) @ p["w1"] + p["b1"]) @ p["w2"]) @ p["q"]
@@ -513,6 +590,20 @@ hazard(
 hazard("a parameter that is returned", lambda p, x: (x, p["w"]), {"w": W}, X, w=[R])
 hazard("a parameter that is not used", lambda p, x: x * 2, {"w": W}, X, w=[()])
 hazard("a product that is not used", lambda p, x: (x @ p["w"], x)[1], {"w": W}, X, w=[()])
+hazard(
+    "a chain that is not used",
+    lambda p, x: (jnp.tanh(x @ p["w"]), x)[1],
+    {"w": W},
+    X,
+    w=[()],
+)
+hazard(
+    "a target that no gradient reaches",
+    lambda p, x: x[:, :6] - jax.lax.stop_gradient(jnp.tanh(x @ p["w"])),
+    {"w": W},
+    X,
+    w=[()],
+)
 hazard(
     "a soft lookup and its inverse",
     lambda p, x: jnp.tanh(jax.nn.softmax(x) @ p["e"]) @ p["e"].T,
@@ -686,6 +777,16 @@ hazard(
     lambda p: jnp.tanh(np.ones((3, 8), np.float32) @ p["w"] + p["b"]),
     {"w": W, "b": f32(6)},
     w=[(0,)],
+    b=[()],
+)
+hazard(
+    "attention over an input that fn closes over",
+    lambda p: (lambda q, k: jax.nn.softmax(jnp.einsum("bthk,bshk->bhts", q + p["b"], k)))(
+        *(jnp.einsum("btd,dhk->bthk", np.ones((3, 7, 8), np.float32), p[n]) for n in "qk")
+    ),
+    {"q": f32(8, 2, 4), "k": f32(8, 2, 4), "b": f32(2, 4)},
+    q=[(0,)],
+    k=[(0,)],
     b=[()],
 )
 hazard(

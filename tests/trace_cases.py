@@ -741,7 +741,7 @@ raw(
 raw("row 25: nested jit", jax.jit(lambda p, x: jax.jit(jnp.matmul)(x, p["w"])), W, X, w=(0,))
 
 
-def sharded(params, x, in_specs):
+def sharded(params, x, in_specs, out=None):
     spec = jax.sharding.PartitionSpec
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("d",))
     if hasattr(jax, "shard_map"):
@@ -752,7 +752,7 @@ def sharded(params, x, in_specs):
         lambda w, x: jnp.tanh(x @ w),
         mesh=mesh,
         in_specs=(spec(*in_specs[0]), spec(*in_specs[1])),
-        out_specs=spec(in_specs[1][0], in_specs[0][1]),
+        out_specs=spec(*(out or (in_specs[1][0], in_specs[0][1]))),
     )
     return f(params["w"], x)
 
@@ -770,6 +770,14 @@ raw(
     {"w": f32(8, 6)},
     f32(4, 8),
     w=(0,),
+)
+
+raw(
+    "row 25: shard_map over the inputs, and each shard an output of its own",
+    lambda p, x: sharded(p, x, (("d", None), (None, "d")), out=(None, "d")),
+    W,
+    f32(4, 8),
+    w=REFUSED,
 )
 
 # 26-32: what cannot be told.

@@ -1,6 +1,5 @@
 """From the uses of a parameter to its axes, or to the reason why they cannot be told."""
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -84,8 +83,6 @@ def _verdict(
 
     def answer(because: Sequence[Use], how: str) -> Verdict:
         axes = frozenset().union(*(u.axes for u in because))
-        if math.prod(shape[a] for a in axes) == 1:
-            return Verdict(how="fan-in of one", where=_where(because))
         outputs = frozenset().union(*(u.outputs for u in because)) - axes
         batch = frozenset().union(*(u.batch for u in because)) - axes - outputs
         return Verdict(axes, how, _where(because), outputs, batch)
