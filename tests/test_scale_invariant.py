@@ -33,7 +33,9 @@ class Net(nn.Module):
             return nn.LayerNorm(**options)(x) if self.norm == "layer" else x
 
         x = nn.Conv(8, (3, 2), use_bias=False, dtype=self.dtype, name="conv")(x)
-        x = nn.relu(norm(x, "norm0")).max((1, 2))
+        # Times 8, for a variance well above ε. Not .max(): jax 0.6.0 on CPU compiles its gradient
+        # together with group norm's to other values than it computes uncompiled.
+        x = 8 * nn.relu(norm(x, "norm0")).mean((1, 2))
         x = nn.Dense(12, use_bias=False, dtype=self.dtype, name="dense")(x)
         return nn.Dense(5, dtype=self.dtype, name="head")(nn.relu(norm(x, "norm1")))
 
@@ -119,7 +121,7 @@ def test_scaling_what_is_kept_changes_no_output(norm, per, standard_promotion):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "accuracy"), [(jnp.float32, 32 * 2.0**-23), (jnp.float64, 1e-11)]
+    ("dtype", "accuracy"), [(jnp.float32, 64 * 2.0**-23), (jnp.float64, 1e-11)]
 )
 def test_the_norms_of_scale_invariant_weights_grow_by_those_of_their_updates(
     dtype, accuracy, x64, standard_promotion

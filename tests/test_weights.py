@@ -236,7 +236,8 @@ def test_weights_that_are_zero_or_led_to_zero_stay(norm):
     w = jnp.array([[0.0, 3.0, 1.0], [0.0, 4.0, 2.0]])
     u = jnp.array([[0.0, -3.0, 1.0], [0.0, -4.0, 2.0]])
     tx = rescale_weights(norm=norm)
-    updates, state = tx.update({"w": u}, tx.init({"w": w}), {"w": w})
+    with jax.debug_nans(True), jax.debug_infs(True):
+        updates, state = tx.update({"w": u}, tx.init({"w": w}), {"w": w})
     np.testing.assert_array_equal(updates["w"][:, :2], 0)
     np.testing.assert_allclose(state.norms["w"][:, :2], [[0.0, 5.0]])
 
