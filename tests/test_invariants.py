@@ -159,7 +159,11 @@ class VariantsTest(chex.TestCase):
     """The same update with and without jit, on and off the device, and under pmap."""
 
     @chex.all_variants
-    @parameterized.parameters(optax.identity, lambda: optax.sgd(0.1), lambda: optax.adam(0.1))
+    @parameterized.named_parameters(  # by name, since workers must agree on what tests there are
+        ("alone", optax.identity),
+        ("before_sgd", lambda: optax.sgd(0.1)),
+        ("before_adam", lambda: optax.adam(0.1)),
+    )
     def test_every_variant_makes_the_update_of_the_definition(self, make):
         tx = optax.chain(centralize(), make())
         reference = make()
