@@ -109,13 +109,18 @@ def interval(row, outcome, scale, digits):
     half = (row[f"{outcome}_ci_high"] - row[f"{outcome}_ci_low"]) / 2
     shown = f"{scale * row[f'{outcome}_effect']:+.{digits}f} ± {scale * half:.{digits}f}"
     shown = shown.replace("-", "−")
-    return f"**{shown}**" if row[f"{outcome}_p_holm"] < LEVEL else shown
+    return (f"**{shown}**" if row[f"{outcome}_p_holm"] < LEVEL else shown) + edge(row)
 
 
 def level(row, outcome, scale, digits):
     """Formats a mean and half the width of its 95 % interval."""
     half = stats.t.ppf(0.975, int(row["n_seeds"]) - 1) * row[f"{outcome}_se"]
-    return f"{scale * row[f'{outcome}_mean']:.{digits}f} ± {scale * half:.{digits}f}"
+    return f"{scale * row[f'{outcome}_mean']:.{digits}f} ± {scale * half:.{digits}f}{edge(row)}"
+
+
+def edge(row):
+    """Marks a row whose tuned learning rate might have been better beyond the grid."""
+    return " †" if str(row["lr_at_edge"]) == "True" else ""
 
 
 def markdown(rows):
@@ -151,18 +156,19 @@ def caption(rows):
         f"{arm}: {c['better']} better, {c['worse']} worse, {c['open']} open"
         for arm, c in counts.items()
     )
-    edge = sum(str(row["lr_at_edge"]) == "True" for row in rows)
     trained = [row for row in rows if not row.get("note")]
     seconds = sum(float(row["seconds"]) for row in trained)
     capped = sum(int(row["capped"]) for row in trained)
+    numbers = sorted({int(row["n_seeds"]) for row in trained}, reverse=True)
     return (
         "Effects: arm minus no GC at the same seeds, in thousandths of a nat of test NLL (below 0 "
         "is better) and, in the last column, points of test accuracy (above 0 is better), ± half "
-        f"the 95 % interval over {trained[0]['n_seeds']} seeds. Bold: p < {LEVEL} after Holm's "
-        f"correction over {len(OUTCOMES) * len(tested)} tests. By test NLL, after that correction: "
-        f"{listed}. The tuned learning rate lies on the edge of its grid in {edge} of "
-        f"{len(trained)} rows; {capped} tested runs diverged or reached the cap of {CAP:g} nats. "
-        f"{seconds / 60:.0f} minutes on {trained[0]['device']}; "
+        f"the 95 % interval over {' or '.join(map(str, numbers))} seeds. Bold: p < {LEVEL} after "
+        f"Holm's correction over {len(OUTCOMES) * len(tested)} tests. By test NLL, after that "
+        f"correction: {listed}. Intervals hold for the learning rate and decay that tuning chose; "
+        f"how much that choice alone can move, the control ({CONTROL}) shows. † the learning rate "
+        f"lies on the edge of its grid. {capped} tested runs diverged or reached the cap of "
+        f"{CAP:g} nats. {seconds / 60:.0f} minutes on {trained[0]['device']}; "
         f"{trained[0]['versions']}."
     )
 
