@@ -71,7 +71,7 @@ def axes_from_rank(params: Any, *, output_axis: int = -1, conv_only: bool = Fals
     ):
         raise ValueError(
             f"axes_from_rank got the integer {params} instead of parameters. If optax.inject_"
-            "hyperparams took it for a schedule, pass static_args=('axes', 'specs') to that."
+            "hyperparams took it for a schedule, pass static_args=('axes',) to that."
         )
 
     def label(path: tuple[Any, ...], leaf: Any) -> Axes:

@@ -1,4 +1,4 @@
-"""What the documentation shows is what the code does: docstrings, README fences, the public names."""
+"""What the documentation shows is what the code does: docstrings, README, the public names."""
 
 import contextlib
 import doctest
@@ -55,7 +55,8 @@ def test_the_links_and_pictures_of_the_readme_exist():
 def test_importing_the_package_brings_in_nothing_beyond_jax_and_optax():
     code = (
         "import sys, jax, jax.numpy, optax; before = set(sys.modules); import optax_gc;"
-        "print(*{m.split('.')[0] for m in set(sys.modules) - before} - set(sys.stdlib_module_names))"
+        "new = {m.split('.')[0] for m in set(sys.modules) - before};"
+        "print(*new - set(sys.stdlib_module_names))"
     )
     new = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     # jax itself loads some of its dependencies late.

@@ -10,8 +10,10 @@ BUILDS = {name: build for name, build, _ in CASES}
 SINGLE = [
     (name, build, expected)
     for name, build, expected in CASES
-    if (name.startswith(tuple(f"row {n}:" for n in (1, 2, 5, 6, 7, 8, 9, 10, 12, 14, 33)))
-    and "Separable" not in name)
+    if (
+        name.startswith(tuple(f"row {n}:" for n in (1, 2, 5, 6, 7, 8, 9, 10, 12, 14, 33)))
+        and "Separable" not in name
+    )
     or name in ("row 18: a combine fused into one contraction", "row 18: ragged_dot")
 ]
 
