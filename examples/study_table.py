@@ -104,10 +104,11 @@ def write(path, rows):
     os.replace(partial, path)
 
 
-def interval(row, outcome, scale, digits):
+def interval(row, outcome, scale):
     """Formats an effect and half the width of its interval; bold if it survives the correction."""
-    half = (row[f"{outcome}_ci_high"] - row[f"{outcome}_ci_low"]) / 2
-    shown = f"{scale * row[f'{outcome}_effect']:+.{digits}f} ± {scale * half:.{digits}f}"
+    half = scale * (row[f"{outcome}_ci_high"] - row[f"{outcome}_ci_low"]) / 2
+    digits = 1 if half < 0.95 else 0
+    shown = f"{scale * row[f'{outcome}_effect']:+.{digits}f} ± {half:.{digits}f}"
     shown = shown.replace("-", "−")
     return (f"**{shown}**" if row[f"{outcome}_p_holm"] < LEVEL else shown) + edge(row)
 
@@ -139,9 +140,9 @@ def markdown(rows):
             [
                 cell,
                 level(arms[BASELINE], "nll", 1, 3),
-                *(interval(arms[arm], "nll", 1000, 0) for arm in IN_README),
+                *(interval(arms[arm], "nll", 1000) for arm in IN_README),
                 level(arms[BASELINE], "accuracy", 100, 1),
-                interval(arms["GC"], "accuracy", 100, 1),
+                interval(arms["GC"], "accuracy", 100),
             ]
         )
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
