@@ -318,16 +318,20 @@ hazard(
     **{"in": [(1,)], "out": [(1,)]},
 )
 
-hazard(
-    "experts mixed and normalized",
-    lambda p, x, g: (
-        lambda w: jnp.einsum("bi,bio->bo", x, w / jnp.sqrt((w**2).sum(1, keepdims=True)))
-    )(jnp.einsum("be,eio->bio", g, p["w"])),
-    {"w": f32(3, 8, 5)},
-    X,
-    f32(3, 3),
-    w=[R, (1,)],
-)
+for name, norm in (
+    ("norm", lambda w: jnp.sqrt((w**2).sum(1, keepdims=True))),
+    ("sum", lambda w: w.sum(1, keepdims=True)),
+):
+    hazard(
+        f"experts mixed and divided by their {name}",
+        lambda p, x, g, norm=norm: (lambda w: jnp.einsum("bi,bio->bo", x, w / norm(w)))(
+            jnp.einsum("be,eio->bio", g, p["w"])
+        ),
+        {"w": f32(3, 8, 5)},
+        X,
+        f32(3, 3),
+        w=[R, (1,)],
+    )
 
 # Weights cut up, put together, shuffled.
 hazard(
@@ -438,6 +442,21 @@ hazard(
     {"w": f32(3, 3, 4, 6)},
     f32(2, 9, 8, 4),
     w=[R, (0, 1, 2)],
+)
+hazard(
+    "a filter longer than its input, which jnp.convolve puts in the input's place",
+    lambda p, x: jax.vmap(lambda x: jnp.convolve(x, p["w"]))(x),
+    {"w": f32(7)},
+    f32(2, 3),
+    w=[R, (0,)],
+)
+hazard(
+    "positions mixed by constants without a batch",
+    lambda p, x: np.ones((5, 7), np.float32) @ (x + p["positions"]) @ p["w"],
+    {"positions": f32(7, 8), "w": W},
+    f32(7, 8),
+    positions=[R, ()],
+    w=[(0,)],
 )
 hazard(
     "complex weights in two halves",

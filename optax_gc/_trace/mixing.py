@@ -204,9 +204,8 @@ def _spent(
     values: Sequence[Value], shape: Shape, product: bool, linear: Sequence[bool]
 ) -> dict[int, Spent]:
     result: dict[int, Spent] = {}
-    bent = {
-        p for v, is_linear in zip(values, linear, strict=True) if not is_linear for p in v.spent
-    }
+    through = [v for v, is_linear in zip(values, linear, strict=True) if not is_linear]
+    bent = {p for v in through if v.spent and _fills(v) for p in v.spent}
     for p in {p for v in values for p in v.spent} - bent:
         found = [v.spent[p] for v in values if p in v.spent]
         if product and len(found) > 1:
