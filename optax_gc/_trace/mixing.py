@@ -207,9 +207,10 @@ def _spent(
     through = [v for v, is_linear in zip(values, linear, strict=True) if not is_linear]
     bent = {p for v in through if v.spent and _fills(v) for p in v.spent}
     for p in {p for v in values for p in v.spent} - bent:
-        found = [v.spent[p] for v in values if p in v.spent]
-        if product and len(found) > 1:
-            continue  # quadratic in the parameter: no longer a weight made from it
+        # Scaled by its own statistic, a weight made from the parameter is still one.
+        found = [v.spent[p] for v in values if p in v.spent and (not product or _fills(v))]
+        if not found or (product and len(found) > 1):
+            continue  # quadratic in the parameter: no longer such a weight
         dims, gated = found[0].dims, any(s.gated for s in found)
         for s in found[1:]:
             dims = overlay(dims, s.dims)
