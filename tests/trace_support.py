@@ -101,9 +101,9 @@ def equinox(build, *args, call=lambda model, *args: jax.vmap(model)(*args)):
 
 
 def keras_(layer, *args, **kwargs):
-    """A Keras layer or model, built, as (fn, list of arrays, inputs)."""
-    trainable = [v.value for v in layer.trainable_variables]
-    rest = [v.value for v in layer.non_trainable_variables]
+    """A Keras layer or model, built, as (fn, list of abstract parameters, inputs)."""
+    trainable = [f32(*v.shape) for v in layer.trainable_variables]
+    rest = [np.ones(v.shape, v.dtype) for v in layer.non_trainable_variables]
 
     def fn(params, *args):
         return layer.stateless_call(params, rest, *args, **kwargs)[0]
