@@ -107,7 +107,7 @@ def explain(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> s
       >>> params = {"kernel": jnp.ones((8, 5)), "bias": jnp.ones(5)}
       >>> print(explain(lambda p, x: x @ p["kernel"] + p["bias"], params, jnp.ones((3, 8))))
       parameter  shape   axes  use               where
-      bias       (5,)    ()    elementwise only  the function's results
+      bias       (5,)    ()    elementwise only  add
       kernel     (8, 5)  (0,)  dense             dot_general
     """
     trace = _trace(fn, params, args, kwargs)
