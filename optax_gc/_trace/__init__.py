@@ -1,7 +1,8 @@
 """Fan-in axes read from the model's own computation.
 
 `walk` follows each parameter through the jaxpr with the `rules` for its primitives, which track
-where axes come from (`provenance`, `mixing`) and record uses; `verdict` reads the axes from them.
+where axes come from (`provenance`, `mixing`, `summing`,
+`contraction`) and record uses; `verdict` reads the axes from them.
 """
 
 import warnings

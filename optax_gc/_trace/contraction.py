@@ -8,7 +8,7 @@ to be refused.
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .mixing import combine, generated, merge, mix
+from .mixing import combine, merge, mix
 from .provenance import (
     NONE,
     AxisSet,
@@ -27,6 +27,7 @@ from .provenance import (
     own,
     repeats,
 )
+from .summing import axes_text, generated
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ class _Operand:
         if not gone:
             self._mixed(p, tag)
         elif not self._is_whole(p, tag, gone):
-            why = f"only part of axes {_text(gone)} is contracted, or in an order that was lost"
+            why = f"only part of axes {axes_text(gone)} is contracted, or in an order that was lost"
             self.trace.record(self._use(p, tag, "refused", gone, why))
         elif tag.reduced or tag.pending:
             why = "contracted with data after it was contracted with constants or parameters"
@@ -281,7 +282,3 @@ class _Operand:
         use = replace(self._use(p, tag, "pair", gone, why), partners=partners)
         pending = tag.pending | {use}
         self._keep(p, tag, reduced=tag.reduced | gone, pending=pending)
-
-
-def _text(axes: AxisSet) -> str:
-    return str(tuple(sorted(axes)))

@@ -9,12 +9,13 @@ without a rule is opaque: parameters in its operands are refused.
 from collections.abc import Callable
 from typing import Any
 
-from . import contractions, control, elementwise, movement, reductions, slicing
+from . import contractions, control, elementwise, joining, movement, reductions, slicing
 
 RULES: dict[str, Callable[..., Any]] = {
     **elementwise.RULES,
     **movement.RULES,
     **slicing.RULES,
+    **joining.RULES,
     **reductions.RULES,
     **contractions.RULES,
     **control.RULES,

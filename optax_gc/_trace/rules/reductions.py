@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..mixing import reduced, shape_of
+from ..mixing import shape_of
 from ..provenance import Dims, Shape, Value, axes_of, lost
+from ..summing import reduced
 
 
 def reduce_(trace: Any, eqn: Any, *values: Value) -> list[Value]:
