@@ -103,6 +103,12 @@ class Leaf(NamedTuple):
     axes: Axes  # non-negative and ascending; () if it is left alone
     fan_in: int  # how many numbers are averaged into one; 1 if it is left alone
     reason: str  # why it is left alone; "" if it is not
+    mesh_axes: tuple[tuple[str, ...], ...] = ()  # by dimension; () if the value is no shard
+
+    def sharded_along(self, axes: Axes | None = None) -> tuple[str, ...]:
+        """The mesh axes along which these axes of the value, or all, lie in shards."""
+        dimensions = range(len(self.mesh_axes)) if axes is None else axes
+        return tuple(name for i in dimensions if self.mesh_axes for name in self.mesh_axes[i])
 
 
 def resolve(

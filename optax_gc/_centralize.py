@@ -5,12 +5,10 @@ from typing import Any
 
 import jax
 import optax
-from jax import lax
-from jax.sharding import PartitionSpec
 
-from ._axes import AxesLike, Leaf, axes_from_rank, is_axes, reasons, resolve
-from ._match import match
+from ._axes import AxesLike, axes_from_rank, is_axes, reasons
 from ._project import subtract_mean
+from ._shards import resolve_sharded
 
 
 def centralize(
@@ -68,7 +66,7 @@ def centralize(
     """
 
     def init(params: optax.Params) -> optax.EmptyState:
-        leaves, _ = _resolve_sharded(axes, specs, params)
+        leaves = resolve_sharded(axes, specs, params)
         if callable(axes) and any(isinstance(getattr(x.value, "path", None), str) for x in leaves):
             raise ValueError(
                 f"axes is a function, and params are variables that know their names, such as "
@@ -89,66 +87,12 @@ def centralize(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.OptState]:
         del params
-        leaves, mesh_axes = _resolve_sharded(axes, specs, updates, inside=True)
         centred = [
-            subtract_mean(leaf.value, leaf.axes, [name for axis in leaf.axes for name in by[axis]])
+            subtract_mean(leaf.value, leaf.axes, leaf.sharded_along(leaf.axes))
             if leaf.axes
             else leaf.value
-            for leaf, by in zip(leaves, mesh_axes, strict=True)
+            for leaf in resolve_sharded(axes, specs, updates, inside=True)
         ]
         return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(updates), centred), state
 
     return optax.GradientTransformation(init, update)
-
-
-def _resolve_sharded(
-    axes: AxesLike, specs: Any, tree: Any, *, inside: bool = False
-) -> tuple[list[Leaf], list[list[tuple[str, ...]]]]:
-    """Resolves `axes` against the whole shapes of leaves that may be shards.
-
-    Args:
-      axes: as `centralize` takes them.
-      specs: as `centralize` takes them.
-      tree: gradients or parameters.
-      inside: whether `tree` is known to hold shards. Otherwise, where the mesh axes are not bound,
-        it holds whole arrays.
-
-    Returns:
-      The leaves, and for each leaf and dimension the names of the mesh axes that shard it.
-    """
-    mesh_axes, shapes = [], []
-    for path, leaf, spec, _ in match(
-        PartitionSpec() if specs is None else specs,
-        tree,
-        lambda x: isinstance(x, PartitionSpec),
-        name="specs",
-        hint="Give each parameter a jax.sharding.PartitionSpec, P() if it is not sharded.",
-    ):
-        shape = tuple(getattr(leaf, "shape", ()))
-        if len(spec) > len(shape):
-            raise ValueError(
-                f"specs {spec} for {path!r} do not fit its shape {shape}. "
-                f"Use a PartitionSpec of at most {len(shape)} entries."
-            )
-        by_dimension = [
-            () if e is None else e if isinstance(e, tuple) else (e,)
-            for e in (*spec, *[None] * (len(shape) - len(spec)))
-        ]
-        mesh_axes.append(by_dimension)
-        shapes.append(
-            tuple(n * _shards(names, inside) for n, names in zip(shape, by_dimension, strict=True))
-        )
-    return resolve(axes, tree, shapes), mesh_axes
-
-
-def _shards(mesh_axes: tuple[str, ...], inside: bool) -> int:
-    """Into how many shards these mesh axes split a dimension."""
-    try:
-        return lax.psum(1, mesh_axes) if mesh_axes else 1
-    except NameError as error:
-        if inside:
-            raise ValueError(
-                f"specs name the mesh axes {mesh_axes}, which are not manual here: {error}. "
-                "Call update inside jax.shard_map over them, or leave out specs under jax.jit."
-            ) from error
-        return 1

@@ -1,7 +1,6 @@
 """The projection P = I - e eᵀ of Gradient Centralization, for one array."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ from jax import lax
 from ._axes import Axes
 
 
-def subtract_mean(g: Any, axes: Axes, mesh_axes: Sequence[str] = ()) -> jax.Array:
+def subtract_mean(g: Any, axes: Axes, mesh_axes: tuple[str, ...] = ()) -> jax.Array:
     """P g = g - e (eᵀ g), where e is constant along the fan-in and of norm one.
 
     In at least float32, cast once; shape, dtype, weak type and sharding are kept.
@@ -21,6 +20,7 @@ def subtract_mean(g: Any, axes: Axes, mesh_axes: Sequence[str] = ()) -> jax.Arra
       axes: its fan-in axes, non-negative.
       mesh_axes: the manual mesh axes of a `jax.shard_map` that shard the fan-in.
     """
+    g = jnp.asarray(g)
     x = wide(g)
     # Without the barrier XLA shares one conversion of a 16-bit gradient between the mean and the
     # subtraction, and writes it out: a copy of twice the gradient's size.
@@ -30,8 +30,8 @@ def subtract_mean(g: Any, axes: Axes, mesh_axes: Sequence[str] = ()) -> jax.Arra
         total = lax.expand_dims(lax.reduce_sum(mean, together), together)
         mean = _kept_apart(total / math.prod(g.shape[axis] for axis in together))
     if mesh_axes:
-        mean = lax.pmean(mean, tuple(mesh_axes))
-    return _rounded_to(g.dtype, x - mean)
+        mean = lax.pmean(mean, mesh_axes)
+    return cast(x - mean, g.dtype)
 
 
 def wide(x: Any) -> jax.Array:
@@ -64,11 +64,13 @@ def _kept_apart(mean: jax.Array) -> jax.Array:
     return lax.clamp(low, mean, high)
 
 
-def _rounded_to(dtype: Any, x: jax.Array) -> jax.Array:
-    """`x` rounded to `dtype`, to the nearest and ties to even."""
+def cast(x: jax.Array, dtype: Any) -> jax.Array:
+    """`x` in `dtype`, rounded to the nearest and ties to even."""
     if x.dtype == dtype:
         return x  # converting would lose the weak type
-    return _to_bfloat16(x) if dtype == jnp.bfloat16 else lax.convert_element_type(x, dtype)
+    if (x.dtype, dtype) == (jnp.float32, jnp.bfloat16):
+        return _to_bfloat16(x)
+    return lax.convert_element_type(x, dtype)
 
 
 @jax.custom_jvp

@@ -17,6 +17,8 @@ from jax import lax
 from jax.core import Tracer
 
 from ._axes import Axes, AxesLike, Leaf, axes_from_rank, is_axes, reasons, resolve
+from ._project import cast, subtract_mean, wide
+from ._shards import resolve_sharded
 
 Params = TypeVar("Params")
 
@@ -62,9 +64,7 @@ def center_weights(params: Params, axes: AxesLike = axes_from_rank) -> Params:
             f"left alone for: {reasons(leaves)}. Give axes that select some, or axes=() for none.",
             stacklevel=2,
         )
-    centred = [
-        _subtract_mean(leaf.value, leaf.axes) if leaf.axes else leaf.value for leaf in leaves
-    ]
+    centred = [subtract_mean(leaf.value, leaf.axes) if leaf.axes else leaf.value for leaf in leaves]
     return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(params), centred)
 
 
@@ -79,6 +79,7 @@ def rescale_weights(
     *,
     norm: float | None = None,
     per: Literal["unit", "layer"] = "unit",
+    specs: Any = None,
 ) -> optax.GradientTransformation:
     """Moves the weights that an update would lead to back to a sphere, by scaling them.
 
@@ -101,12 +102,13 @@ def rescale_weights(
         ``optax.inject_hyperparams``, given ``static_args=("axes", "per")``.
       per: ``"unit"`` for a sphere for each output unit, over the fan-in axes; ``"layer"`` for one
         for each whole array, as for weights followed by layer or group normalisation.
+      specs: tree, or prefix tree, of the ``jax.sharding.PartitionSpec`` under which parameters and
+        updates are manual inside ``jax.shard_map``, as for `centralize`.
 
     Returns:
       A transformation with the norms in its state: a tree like the parameters of arrays in float32
       (float64 for that), of the parameter's shape with fan-in axes (for layers, all) of size one,
-      a scalar where left alone. They are sharded as the parameters' output axes are. Inside
-      ``jax.shard_map``, no shard may lie along the fan-in.
+      a scalar where left alone. They are sharded as the parameters' output axes are.
 
     Raises:
       ValueError: if ``norm`` is not positive or ``per`` unknown; from ``init``, if nothing is
@@ -133,7 +135,7 @@ def rescale_weights(
         _check_norm(norm)
 
     def init(params: optax.Params) -> RescaleWeightsState:
-        leaves = resolve(axes, params)
+        leaves = resolve_sharded(axes, specs, params)
         if leaves and not any(leaf.axes for leaf in leaves):
             raise ValueError(
                 "rescale_weights() selects nothing. Parameters are left alone for: "
@@ -141,7 +143,7 @@ def rescale_weights(
                 "leave it out."
             )
         norms = [
-            _length(_wide(leaf.value), _within(leaf, per))
+            _length(wide(leaf.value), *_sphere(leaf, per))
             if leaf.axes
             else jnp.zeros((), jnp.float32)
             for leaf in leaves
@@ -157,7 +159,7 @@ def rescale_weights(
                 "rescale_weights() needs the weights to rescale, and update got params=None. "
                 "Call tx.update(grads, state, params)."
             )
-        leaves = resolve(axes, params)
+        leaves = resolve_sharded(axes, specs, params, inside=True)
         moves, structure = jax.tree_util.tree_flatten(updates)
         radii, norms_structure = jax.tree_util.tree_flatten(state.norms)
         shapes = [[jnp.shape(x) for x in xs] for xs in (moves, (leaf.value for leaf in leaves))]
@@ -169,10 +171,9 @@ def rescale_weights(
             )
         for i, leaf in enumerate(leaves):
             if leaf.axes:
-                _warn_if_elsewhere(leaf, moves[i], radii[i], _within(leaf, per))
-                moves[i], radii[i] = _to_sphere(
-                    leaf.value, moves[i], radii[i], norm, _within(leaf, per)
-                )
+                sphere = _sphere(leaf, per)
+                _warn_if_elsewhere(leaf, moves[i], radii[i], sphere)
+                moves[i], radii[i] = _to_sphere(leaf.value, moves[i], radii[i], norm, sphere)
         return (
             jax.tree_util.tree_unflatten(structure, moves),
             RescaleWeightsState(jax.tree_util.tree_unflatten(norms_structure, radii)),
@@ -181,56 +182,45 @@ def rescale_weights(
     return optax.GradientTransformation(init, update)
 
 
-def _subtract_mean(w: jax.Array, axes: Axes) -> jax.Array:
-    """P w = w - e (eᵀ w)."""
-    w = jnp.asarray(w)
-    x = _wide(w)
-    # lax, since jnp.mean would lose the weak type.
-    mean = lax.expand_dims(lax.reduce_sum(x, axes), axes) / math.prod(w.shape[a] for a in axes)
-    return _as(x - mean, w)
+class _Sphere(NamedTuple):
+    """The axes along which one sphere extends, and the mesh axes that shard those."""
+
+    axes: Axes
+    mesh_axes: tuple[str, ...]
+
+
+def _sphere(leaf: Leaf, per: str) -> _Sphere:
+    axes = leaf.axes if per == "unit" else tuple(range(leaf.value.ndim))
+    return _Sphere(axes, leaf.sharded_along(axes))
 
 
 def _to_sphere(
-    w: jax.Array, u: jax.Array, radius: jax.Array, norm: Any, axes: Axes
+    w: jax.Array, u: jax.Array, radius: jax.Array, norm: Any, sphere: _Sphere
 ) -> tuple[jax.Array, jax.Array]:
     """u' = τ (w + u) / ‖w + u‖ - w, and τ."""
-    w, u = _wide(w), jnp.asarray(u)
-    v = w + _as(u, w)
-    length = _length(v, axes)
+    w, u = wide(w), jnp.asarray(u)
+    v = w + cast(u, w.dtype)
+    length = _length(v, *sphere)
     tau = radius if norm is None else norm * jnp.ones_like(length)
     there = length > 0
-    moved = v * _as(tau / jnp.where(there, length, 1), v) - w
-    return _as(jnp.where(there, moved, 0), u), jnp.where(there, tau, radius)
+    moved = v * cast(tau / jnp.where(there, length, 1), v.dtype) - w
+    return cast(jnp.where(there, moved, 0), u.dtype), jnp.where(there, tau, radius)
 
 
-def _length(x: jax.Array, axes: Axes) -> jax.Array:
+def _length(x: jax.Array, axes: Axes, mesh_axes: tuple[str, ...]) -> jax.Array:
     squares = jnp.real(x * jnp.conj(x)) if jnp.iscomplexobj(x) else x * x
     # lax, since jnp.sum would lose the weak type.
-    return lax.sqrt(lax.expand_dims(lax.reduce_sum(squares, axes), axes))
+    total = lax.reduce_sum(squares, axes)
+    total = lax.psum(total, mesh_axes) if mesh_axes else total
+    return lax.sqrt(lax.expand_dims(total, axes))
 
 
-def _within(leaf: Leaf, per: str) -> Axes:
-    """The axes along which one sphere extends."""
-    return leaf.axes if per == "unit" else tuple(range(leaf.value.ndim))
-
-
-def _wide(x: Any) -> jax.Array:
-    """`x` in at least float32."""
-    narrow = jnp.finfo(x.dtype).bits < 32
-    return lax.convert_element_type(x, jnp.float32) if narrow else jnp.asarray(x)
-
-
-def _as(x: jax.Array, like: Any) -> jax.Array:
-    """`x` in the dtype of `like`; converting to the dtype it has would lose the weak type."""
-    return lax.convert_element_type(x, like.dtype) if x.dtype != like.dtype else x
-
-
-def _warn_if_elsewhere(leaf: Leaf, u: Any, radius: Any, axes: Axes) -> None:
+def _warn_if_elsewhere(leaf: Leaf, u: Any, radius: Any, sphere: _Sphere) -> None:
     w, radius = jnp.asarray(leaf.value), jnp.asarray(radius)
     # Under jit there is nothing to compare, nor where a process sees some shards only.
     if any(isinstance(x, Tracer) or not x.is_fully_addressable for x in (w, radius)):
         return
-    found = _length(_wide(w), axes)
+    found = _length(wide(w), *sphere)
     # Rounding w and u' to their dtypes moves each entry by less.
     slack = 8 * max(float(jnp.finfo(x.dtype).eps) for x in (w, u))
     off = jnp.abs(found - radius) > slack * radius

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from optax_gc import axes_from_rank, centralize
-from optax_gc._project import _rounded_to
+from optax_gc._project import cast
 
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11, "float64": 2.0**-53}
 
@@ -291,7 +291,7 @@ def test_rounding_to_bfloat16_is_that_of_the_conversion():
     bits = np.random.default_rng(0).integers(0, 2**32, 200_000, dtype=np.uint32)
     special = np.array([np.inf, -np.inf, np.nan, 0.0, -0.0, 3.4e38, 1e-40], np.float32)
     x = jnp.asarray(np.concatenate([bits.view(np.float32), special]))
-    ours = np.asarray(_rounded_to(jnp.bfloat16, x)).astype(np.float32)
+    ours = np.asarray(cast(x, jnp.bfloat16)).astype(np.float32)
     conversion = np.asarray(x.astype(jnp.bfloat16)).astype(np.float32)
     np.testing.assert_array_equal(ours, conversion)
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._axes import Axes, AxesLike, resolve
+from .._axes import AxesLike, resolve
+from .._project import subtract_mean
 
 
 class Sharpness(NamedTuple):
@@ -110,7 +111,8 @@ def sharpness(
         return jax.grad(of_free)(points)
 
     def project(v: list[jax.Array]) -> list[jax.Array]:
-        return [_subtract_mean(x, leaves[i].axes) for i, x in zip(free, v, strict=True)]
+        pairs = zip(v, (leaves[i].axes for i in free), strict=True)
+        return [subtract_mean(x, axes) if axes else x for x, axes in pairs]
 
     def php(v: list[jax.Array]) -> list[jax.Array]:
         pairs = zip(project(v), points, strict=True)
@@ -147,7 +149,3 @@ def _largest(alpha: jax.Array, beta: jax.Array) -> Sharpness:
     ritz, vectors = jnp.linalg.eigh(jnp.diag(alpha) + jnp.diag(beside, 1) + jnp.diag(beside, -1))
     left = beta[-1] * jnp.abs(vectors[-1, -1])
     return Sharpness(ritz[-1], left + eps * jnp.max(jnp.abs(ritz)))
-
-
-def _subtract_mean(v: jax.Array, axes: Axes) -> jax.Array:
-    return v - jnp.mean(v, axes, keepdims=True) if axes else v

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._axes import Axes, axes_from_rank, resolve
+from .._project import wide
 
 
 def span_residual(
@@ -93,8 +94,7 @@ def span_residual(
             )
         rows = _patches(inputs, shape, padding, strides, dilation, groups)
 
-    narrow = jnp.finfo(weight.dtype).bits < 32
-    w = lax.convert_element_type(weight, jnp.float32) if narrow else jnp.asarray(weight)
+    w = wide(weight)
     rows = lax.convert_element_type(rows, w.dtype)
     first = jnp.moveaxis(w, fan_in, range(len(fan_in)))
     # (groups, fan-in, units of one group)

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._axes import AxesLike, Leaf, axes_from_rank, resolve
+from .._axes import Axes, AxesLike, Leaf, axes_from_rank
+from .._project import wide
+from .._shards import resolve_sharded
 
 
 class Removed(NamedTuple):
@@ -24,7 +26,7 @@ class Norms(NamedTuple):
     max: jax.Array  # of absolute values
 
 
-def removed_fraction(grads: Any, axes: AxesLike = axes_from_rank) -> Removed:
+def removed_fraction(grads: Any, axes: AxesLike = axes_from_rank, *, specs: Any = None) -> Removed:
     """Divides the norm of what `centralize` would remove by the norm of the gradient.
 
     That is ‖g - Pg‖ / ‖g‖ in at least float32; 0 for a gradient of zero. Where it is near 0, GC has
@@ -33,6 +35,8 @@ def removed_fraction(grads: Any, axes: AxesLike = axes_from_rank) -> Removed:
     Args:
       grads: gradients, or updates (pytree of any shapes and dtypes).
       axes: axes tree, prefix tree or label function, as for `centralize`.
+      specs: tree, or prefix tree, of the ``jax.sharding.PartitionSpec`` under which the arrays are
+        manual inside ``jax.shard_map``, as for `centralize`.
 
     Returns:
       `Removed`: scalars, ``total`` and a dict ``parameters``.
@@ -57,19 +61,21 @@ def removed_fraction(grads: Any, axes: AxesLike = axes_from_rank) -> Removed:
       Yong et al., Gradient Centralization, https://arxiv.org/abs/2004.01461, theorem 4.2.
     """
     removed, whole = {}, {}
-    for leaf in _arrays(grads, axes):
-        g = _wide(leaf.value)
-        whole[leaf.path] = jnp.sum(_squares(g))
+    for leaf in _arrays(grads, axes, specs):
+        g = wide(leaf.value)
+        whole[leaf.path] = _total(_squares(g), leaf)
         if leaf.axes:
-            mean = jnp.sum(g, leaf.axes) / leaf.fan_in
-            removed[leaf.path] = jnp.sum(_squares(mean)) * leaf.fan_in
+            mean = _total(g, leaf, leaf.axes) / leaf.fan_in
+            outputs = tuple(set(range(g.ndim)) - set(leaf.axes))
+            squares = _over_shards(jnp.sum(_squares(mean)), leaf.sharded_along(outputs))
+            removed[leaf.path] = squares * leaf.fan_in
     return Removed(
         _root_of_ratio(_sum(removed.values()), _sum(whole.values())),
         {path: _root_of_ratio(square, whole[path]) for path, square in removed.items()},
     )
 
 
-def norms(tree: Any) -> dict[str, Norms]:
+def norms(tree: Any, *, specs: Any = None) -> dict[str, Norms]:
     """Takes the L2 norm and the largest absolute value of each array.
 
     Of gradients before and after `centralize`, these are the paper's figure of gradients. GC never
@@ -77,6 +83,8 @@ def norms(tree: Any) -> dict[str, Norms]:
 
     Args:
       tree: gradients, updates or weights (pytree of any shapes and dtypes).
+      specs: tree, or prefix tree, of the ``jax.sharding.PartitionSpec`` under which the arrays are
+        manual inside ``jax.shard_map``, as for `centralize`.
 
     Returns:
       For the path of each floating-point or complex array, `Norms` of scalars in at least float32.
@@ -98,13 +106,18 @@ def norms(tree: Any) -> dict[str, Norms]:
     References:
       Yong et al., Gradient Centralization, https://arxiv.org/abs/2004.01461, section 4.2.
     """
-    sizes = {leaf.path: jnp.abs(_wide(leaf.value)) for leaf in _arrays(tree, ())}
-    return {
-        path: Norms(jnp.sqrt(jnp.sum(x * x)), jnp.max(x, initial=0.0)) for path, x in sizes.items()
-    }
+    found = {}
+    for leaf in _arrays(tree, (), specs):
+        sizes, mesh_axes = jnp.abs(wide(leaf.value)), leaf.sharded_along()
+        largest = jnp.max(sizes, initial=0.0)
+        largest = lax.pmax(largest, mesh_axes) if mesh_axes else largest
+        found[leaf.path] = Norms(jnp.sqrt(_total(sizes * sizes, leaf)), largest)
+    return found
 
 
-def unit_sums(params: Any, axes: AxesLike = axes_from_rank) -> dict[str, jax.Array]:
+def unit_sums(
+    params: Any, axes: AxesLike = axes_from_rank, *, specs: Any = None
+) -> dict[str, jax.Array]:
     """Adds up each output unit's weights over the fan-in: 1ᵀw.
 
     GC keeps it where its place in the chain is after whatever else would change it, such as decay
@@ -114,6 +127,8 @@ def unit_sums(params: Any, axes: AxesLike = axes_from_rank) -> dict[str, jax.Arr
       params: weights, or updates, whose sums are the drift of those of the weights in that step
         (pytree of any shapes and dtypes).
       axes: axes tree, prefix tree or label function, as for `centralize`.
+      specs: tree, or prefix tree, of the ``jax.sharding.PartitionSpec`` under which the arrays are
+        manual inside ``jax.shard_map``, as for `centralize`.
 
     Returns:
       For the path of each parameter with axes, its sums in at least float32, in the shape of the
@@ -135,8 +150,8 @@ def unit_sums(params: Any, axes: AxesLike = axes_from_rank) -> dict[str, jax.Arr
       [-0.15 -0.15]
     """
     return {
-        leaf.path: jnp.sum(_wide(leaf.value), leaf.axes)
-        for leaf in _arrays(params, axes)
+        leaf.path: _total(wide(leaf.value), leaf, leaf.axes)
+        for leaf in _arrays(params, axes, specs)
         if leaf.axes
     }
 
@@ -147,6 +162,7 @@ def radial_component(
     axes: AxesLike = axes_from_rank,
     *,
     per: Literal["unit", "layer"] = "unit",
+    specs: Any = None,
 ) -> dict[str, jax.Array]:
     """Takes the cosine of each output unit's gradient and weights, wᵀg / (‖w‖ ‖g‖).
 
@@ -159,6 +175,8 @@ def radial_component(
       axes: axes tree, prefix tree or label function, as for `centralize`.
       per: ``"unit"`` for the cosine of each output unit, over the fan-in axes; ``"layer"`` for that
         of each whole array.
+      specs: tree, or prefix tree, of the ``jax.sharding.PartitionSpec`` under which the arrays are
+        manual inside ``jax.shard_map``, as for `centralize`.
 
     Returns:
       For the path of each parameter with axes, cosines from -1 to 1 in at least float32, in the
@@ -182,7 +200,7 @@ def radial_component(
     """
     if per not in ("unit", "layer"):
         raise ValueError(f"per is {per!r}. Use 'unit' or 'layer'.")
-    weights, gradients = _arrays(params, axes), _arrays(grads, ())
+    weights, gradients = _arrays(params, axes, specs), _arrays(grads, (), specs)
     shapes = [[tuple(leaf.value.shape) for leaf in leaves] for leaves in (gradients, weights)]
     if shapes[0] != shapes[1]:
         raise ValueError(
@@ -192,21 +210,21 @@ def radial_component(
     cosines = {}
     for leaf, gradient in zip(weights, gradients, strict=True):
         if leaf.axes:
-            w, g = _wide(leaf.value), _wide(gradient.value)
+            w, g = wide(leaf.value), wide(gradient.value)
             within = leaf.axes if per == "unit" else None
             # In the convention of jax.grad for complex weights: the derivative along w.
-            dot = jnp.sum(jnp.real(w * lax.convert_element_type(g, w.dtype)), within)
-            lengths = [jnp.sqrt(jnp.sum(_squares(x), within)) for x in (w, g)]
+            dot = _total(jnp.real(w * lax.convert_element_type(g, w.dtype)), leaf, within)
+            lengths = [jnp.sqrt(_total(_squares(x), leaf, within)) for x in (w, g)]
             both = lengths[0] * lax.convert_element_type(lengths[1], dot.dtype)
             cosines[leaf.path] = jnp.where(both > 0, dot / jnp.where(both > 0, both, 1), 0)
     return cosines
 
 
-def _arrays(tree: Any, axes: AxesLike) -> list[Leaf]:
+def _arrays(tree: Any, axes: AxesLike, specs: Any) -> list[Leaf]:
     """The floating-point and complex arrays of `tree`, whose paths must tell them apart."""
     leaves = [
         leaf
-        for leaf in resolve(axes, tree)
+        for leaf in resolve_sharded(axes, specs, tree)
         if jnp.issubdtype(getattr(leaf.value, "dtype", int), jnp.inexact)
     ]
     paths = [leaf.path for leaf in leaves]
@@ -216,10 +234,13 @@ def _arrays(tree: Any, axes: AxesLike) -> list[Leaf]:
     return leaves
 
 
-def _wide(x: Any) -> jax.Array:
-    """`x` in at least float32."""
-    narrow = jnp.finfo(x.dtype).bits < 32
-    return lax.convert_element_type(x, jnp.float32) if narrow else jnp.asarray(x)
+def _total(x: jax.Array, leaf: Leaf, axes: Axes | None = None) -> jax.Array:
+    """The sum over `axes`, or all, of `x`, which is sharded as `leaf` is."""
+    return _over_shards(jnp.sum(x, axes), leaf.sharded_along(axes))
+
+
+def _over_shards(x: jax.Array, mesh_axes: tuple[str, ...]) -> jax.Array:
+    return lax.psum(x, mesh_axes) if mesh_axes else x
 
 
 def _squares(x: jax.Array) -> jax.Array:
