@@ -3,6 +3,7 @@
 import contextlib
 import doctest
 import importlib
+import inspect
 import io
 import pkgutil
 import re
@@ -16,7 +17,12 @@ import optax_gc
 
 ROOT = Path(__file__).parent.parent
 MODULES = ["optax_gc", *(m.name for m in pkgutil.walk_packages(optax_gc.__path__, "optax_gc."))]
-PUBLIC = [name for name in vars(optax_gc) if not name.startswith("_") and name != "diagnostics"]
+FUNCTIONS = [
+    function
+    for module in (optax_gc, optax_gc.diagnostics)
+    for name, function in vars(module).items()
+    if inspect.isfunction(function)
+]
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -27,9 +33,9 @@ def test_the_examples_in_docstrings_print_what_they_say(module, standard_promoti
     assert results.failed == 0
 
 
-@pytest.mark.parametrize("name", [n for n in PUBLIC if callable(getattr(optax_gc, n))])
-def test_every_public_function_documents_its_arguments_and_shows_an_example(name):
-    doc = getattr(optax_gc, name).__doc__
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
+def test_every_public_function_documents_its_arguments_and_shows_an_example(function):
+    doc = function.__doc__
     assert [part for part in ("Args:", "Returns:", "Raises:", ">>> ") if part not in doc] == []
 
 

@@ -66,6 +66,11 @@ def test_the_error_ends_with_lines_that_settle_it():
     assert axes == {"w": (0,), "lora": {"a": (0,), "b": (0,)}, "bias": ()}
 
 
+def test_a_line_to_paste_names_the_other_candidates_too():
+    lines = message_of(merged, MERGED, X).splitlines()
+    assert "  axes['lora']['a'] = (0,)  # or (1,) or () to leave it alone" in lines
+
+
 def test_the_lines_settle_an_nnx_state():
     class Tied(nnx.Module):
         def __init__(self, rngs):

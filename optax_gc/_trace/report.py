@@ -70,9 +70,9 @@ def unresolved(
         " them alone:"
     )
     for path, _, verdict in refused:
-        axes = as_axes(verdict.candidates[0]) if verdict.candidates else ()
-        alone = "  # or () to leave it alone" if axes else "  # or its fan-in axes"
-        lines.append(f"  {assignment(path, axes)}{alone}")
+        axes, *others = [*map(as_axes, verdict.candidates), ()]
+        instead = " or ".join(map(str, others)) + " to leave it alone" if axes else "its fan-in axes"
+        lines.append(f"  {assignment(path, axes)}  # or {instead}")
     return "\n".join(lines)
 
 

@@ -89,6 +89,9 @@ def norms(tree: Any, *, specs: Any = None) -> dict[str, Norms]:
     Returns:
       For the path of each floating-point or complex array, `Norms` of scalars in at least float32.
 
+    Raises:
+      ValueError: if two arrays have one path, or the specs do not match or do not fit.
+
     Example:
       >>> import jax.numpy as jnp
       >>> import optax
