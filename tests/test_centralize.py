@@ -334,3 +334,19 @@ def test_a_fan_in_of_one_row_a_shard_is_centralized_over_all_shards():
     sharded = jax.device_put({"w": g}, NamedSharding(mesh, spec))
     expected = np.asarray(g) - np.asarray(g).mean(0)
     np.testing.assert_allclose(update(sharded)["w"], expected, rtol=1e-5, atol=1e-6)
+
+
+def program_of(shape):
+    g = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return jax.jit(lambda g: centralize((0,)).update(g, optax.EmptyState())[0]).lower(g).as_text()
+
+
+def test_a_large_kernel_is_added_up_in_blocks_of_rows_that_no_shard_cuts():
+    assert "tensor<32x128x160xf32>" in program_of((4096, 160))  # 4 blocks for each of 8 devices
+    assert "x128x" not in program_of((4096 + 128, 160))
+
+
+def test_a_large_kernel_is_centred_to_a_few_roundings():
+    g = offset_gradient((4096, 160)).astype(np.float32)
+    residual = np.asarray(centred(jnp.asarray(g), (0,)), np.float64).mean(0)
+    assert np.abs(residual).max() <= 4 * UNIT_ROUNDOFF["float32"] * np.abs(g).max()

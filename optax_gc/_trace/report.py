@@ -71,7 +71,9 @@ def unresolved(
     )
     for path, _, verdict in refused:
         axes, *others = [*map(as_axes, verdict.candidates), ()]
-        instead = " or ".join(map(str, others)) + " to leave it alone" if axes else "its fan-in axes"
+        instead = (
+            " or ".join(map(str, others)) + " to leave it alone" if axes else "its fan-in axes"
+        )
         lines.append(f"  {assignment(path, axes)}  # or {instead}")
     return "\n".join(lines)
 
