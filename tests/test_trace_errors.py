@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -39,10 +40,10 @@ def skipped(fn, params, *args):
     return axes, [str(w.message) for w in caught]
 
 
-def pasted(message, axes):
+def pasted(message, axes, params=None):
     """Runs the lines that a message offers."""
     lines = [line for line in message.splitlines() if line.startswith("  axes")]
-    scope = {"axes": axes, "eqx": eqx}
+    scope = {"axes": axes, "jax": jax, "params": params}
     exec("\n".join(line.strip() for line in lines), scope)
     return scope["axes"]
 
@@ -94,7 +95,7 @@ def test_the_lines_settle_an_equinox_module():
     params, static = eqx.partition(module, lambda x: isinstance(x, jax.ShapeDtypeStruct))
     fn = lambda params, x: eqx.combine(params, static)(x) @ params.layers[0].weight  # noqa: E731
     axes, _ = skipped(fn, params, f32(8))
-    axes = pasted(message_of(fn, params, f32(8)), axes)
+    axes = pasted(message_of(fn, params, f32(8)), axes, params)
     assert axes.layers[0].weight == (0,)
     assert axes.layers[1].weight == (1,)
 
@@ -103,6 +104,26 @@ def test_the_lines_settle_a_list():
     fn = lambda params, x: jnp.tanh(x @ params[0]) @ params[0].T  # noqa: E731
     axes, _ = skipped(fn, [f32(8, 5)], X)
     assert pasted(message_of(fn, [f32(8, 5)], X), axes) == [(0,)]
+
+
+class Two(NamedTuple):
+    w: Any
+    b: Any
+
+
+@pytest.mark.parametrize(
+    "params",
+    [FrozenDict({"w": f32(8, 5)}), (f32(8, 5),), Two(f32(8, 5), None), {"in": (f32(8, 5),)}],
+    ids=["FrozenDict", "tuple", "NamedTuple", "tuple in a dict"],
+)
+def test_the_line_settles_what_cannot_be_assigned_to(params):
+    def fn(params, x):
+        (w,) = jax.tree.leaves(params)
+        return jnp.tanh(x @ w) @ w.T
+
+    axes, _ = skipped(fn, params, X)
+    axes = pasted(message_of(fn, params, X), axes, params)
+    assert jax.tree.structure(axes, is_leaf=lambda x: x == (0,)) == jax.tree.structure(params)
 
 
 def test_the_line_settles_a_single_array():

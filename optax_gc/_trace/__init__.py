@@ -1,8 +1,9 @@
 """Fan-in axes read from the model's own computation.
 
 `walk` follows each parameter through the jaxpr with the `rules` for its primitives, which track
-where axes come from (`provenance`, `mixing`, `summing`,
-`contraction`) and record uses; `verdict` reads the axes from them.
+where axes come from (`provenance`, `mixing`, `summing`) and record uses, most of them in
+contractions (`contraction` of two `sides`, an `operand` at a time); `verdict` reads the axes from
+them, and `report` says so to people.
 """
 
 import warnings
@@ -76,7 +77,7 @@ def axes_from_trace(
             "Use 'skip' to leave what cannot be told alone."
         )
     trace = _trace(fn, params, args, kwargs)
-    message = unresolved(trace.paths, trace.shapes, trace.found, trace.ones)
+    message = unresolved(params, trace.paths, trace.shapes, trace.found, trace.ones)
     if message and on_unresolved == "raise":
         raise ValueError(message)
     if message:
@@ -170,7 +171,7 @@ def _is_key(leaf: Any) -> bool:
     """Whether an input is a random key, new style or old."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return True
-    return leaf.dtype == jnp.uint32 and leaf.shape[-1:] in ((2,), (4,))
+    return leaf.dtype == jnp.uint32 and leaf.shape in ((2,), (4,))
 
 
 def _array(path: Any, leaf: Any) -> Any:
@@ -200,9 +201,11 @@ def _check_output(out: Any, params: Any) -> None:
         )
     treedef = jax.tree_util.tree_structure(params)
     shapes = [jnp.shape(leaf) for leaf in jax.tree_util.tree_leaves(params)]
+    if jax.tree_util.treedef_is_leaf(treedef):
+        return
     candidates = [out, *(out if isinstance(out, tuple | list) else ())]
     for tree in candidates:
-        same = jax.tree_util.tree_structure(tree) == treedef and len(shapes) > 1
+        same = jax.tree_util.tree_structure(tree) == treedef
         if same and [leaf.shape for leaf in jax.tree_util.tree_leaves(tree)] == shapes:
             raise ValueError(
                 "fn returns a tree of the structure and shapes of params, which looks like "

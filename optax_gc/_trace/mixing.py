@@ -137,6 +137,8 @@ def combine(
             if v.kind == Kind.DATA and p not in v.tags:
                 effects = (effect, "backward") if trace.backward else (effect,)
                 tag = mix(tag, effects, v.variation(p), v.loops)
+        if "add" in how and not tag.reduced and any(p in v.spent for v in values):
+            trace.record(Use(p, "elementwise", trace.where))  # added to a product of its own
         if tag.mixed and bent and not tag.nonlinear:
             tag = replace(tag, nonlinear=True)
         if _is_settled(trace, p, tag):

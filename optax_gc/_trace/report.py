@@ -1,7 +1,9 @@
 """What people read: the table of `explain`, and errors that end with a line to paste."""
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, MutableSequence, Sequence
 from typing import Any
+
+import jax
 
 from .._axes import Axes, path_name, table
 from .provenance import AxisSet
@@ -40,12 +42,17 @@ def _texts(candidates: Sequence[AxisSet]) -> str:
 
 
 def unresolved(
-    paths: Sequence[Any], shapes: Sequence[Any], found: Sequence[Verdict], ones: Sequence[str]
+    params: Any,
+    paths: Sequence[Any],
+    shapes: Sequence[Any],
+    found: Sequence[Verdict],
+    ones: Sequence[str],
 ) -> str:
     """All parameters that were refused, and how to settle each; empty if there are none.
 
     Args:
-      paths: key paths of the parameters.
+      params: the tree of parameters.
+      paths: their key paths.
       shapes: their shapes.
       found: their verdicts.
       ones: names and shapes of the arguments that have an axis of length 1.
@@ -74,23 +81,24 @@ def unresolved(
         instead = (
             " or ".join(map(str, others)) + " to leave it alone" if axes else "its fan-in axes"
         )
-        lines.append(f"  {assignment(path, axes)}  # or {instead}")
+        lines.append(f"  {assignment(path, axes, params)}  # or {instead}")
     return "\n".join(lines)
 
 
-def assignment(path: Sequence[Any], axes: Axes) -> str:
-    """The line of Python that sets one leaf of a tree named ``axes``."""
-    steps = [
-        f"[{getattr(key, 'key', getattr(key, 'idx', None))!r}]"
-        if not hasattr(key, "name")
-        else f".{key.name}"
-        for key in path
-    ]
-    place = "".join(steps)
-    if not place:
-        return f"axes = {axes}"
-    # The box around an nnx variable is replaced with its axes; other attributes are frozen.
-    items = steps[:-1] if steps[-1] == ".value" else steps
-    if items and all(step.startswith("[") for step in items):
-        return f"axes{''.join(items)} = {axes}"
-    return f"axes = eqx.tree_at(lambda tree: tree{place}, axes, {axes})"
+def assignment(path: Sequence[Any], axes: Axes, params: Any) -> str:
+    """The line of Python that sets one leaf of a tree named ``axes``, made for ``params``."""
+    place, mutable = "axes", True
+    node: Any = params
+    # The box around an nnx variable is replaced with its axes.
+    for key in path[:-1] if getattr(path[-1] if path else None, "name", None) == "value" else path:
+        step: Any = getattr(key, "key", getattr(key, "idx", None))
+        mutable = mutable and isinstance(node, MutableMapping | MutableSequence)
+        place += f"[{step!r}]"
+        node = node[step] if mutable else node
+    if mutable:
+        return f"{place} = {axes}"
+    where = jax.tree_util.keystr(tuple(path))
+    return (
+        "axes = jax.tree_util.tree_map_with_path(lambda path, _, old: "
+        f"{axes} if jax.tree_util.keystr(path) == {where!r} else old, params, axes)"
+    )

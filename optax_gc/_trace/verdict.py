@@ -87,6 +87,8 @@ def _verdict(
         batch = frozenset().union(*(u.batch for u in because)) - axes - outputs
         return Verdict(axes, how, _where(because), outputs, batch)
 
+    if uses and not _long(frozenset(range(len(shape))), shape):
+        return Verdict(how="elementwise only", where=_where(uses))
     if by["refused"]:
         return refuse(by["refused"][0].why, by["refused"])
     weights, none = by["weight"], [*by["lookup"], *by["elementwise"]]

@@ -116,7 +116,7 @@ class Walk:
         """Notes the reductions of a parameter that turned out to be no statistics of it."""
         for use in tag.pending:
             if use.role == "constant" and tag.mixed and not value.active:
-                why = "contracted with constants, then combined with data"
+                why = "contracted with constants, then combined with data; are inputs closed over?"
                 use = replace(use, role="ambiguous", why=why)
             self.record(use)
 

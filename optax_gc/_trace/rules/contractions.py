@@ -7,9 +7,10 @@ result, as two `Side`s for `contract`.
 from dataclasses import replace
 from typing import Any
 
-from ..contraction import Side, contract
+from ..contraction import contract
 from ..mixing import shape_of
 from ..provenance import Kind, Shape, Value, repeats, reshape
+from ..sides import Side
 
 
 def dot_general(trace: Any, eqn: Any, a: Value, b: Value) -> Value:

@@ -134,7 +134,7 @@ def _stacked(y: Value, shape: Shape, taken: dict[int, AxisSet], length: int) -> 
         p: replace(t, dims=(lost(length, taken.get(p, NONE)), *t.dims)) for p, t in y.tags.items()
     }
     spent = {p: replace(s, dims=(*foreign((length,)), *s.dims)) for p, s in y.spent.items()}
-    varies = (Factor(length, frozenset({0})), *y.varies)
+    varies = ((Factor(length, frozenset({0})),), *y.varies)
     return replace(y, shape=shape, tags=tags, spent=spent, varies=varies, counts=None, one_hot=None)
 
 

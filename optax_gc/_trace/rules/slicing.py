@@ -128,7 +128,9 @@ def gather(trace: Any, eqn: Any, value: Value, indices: Value) -> Value:
     for p, tag in result.tags.items():
         axes = axes_of(value.tags[p].dims[d] for d in looked_up)
         parts = tag.parts if tag.mixed else tag.parts | {(a, id(eqn)) for a in axes}
-        tags[p] = replace(tag, lookup=tag.lookup or bool(axes and not tag.mixed), parts=parts)
+        tags[p] = replace(
+            tag, lookup=tag.lookup or bool(axes and not (tag.mixed or tag.reduced)), parts=parts
+        )
     result = replace(result, tags=tags)
     return selected(result, {}) if by_data and looked_up else result
 

@@ -1,0 +1,142 @@
+"""Programs one step from another that means something else: answered exactly, or refused.
+
+A single output hides which axis is the output, a lookup which axis is selected, inputs that are
+closed over what is data, and a second use that the first is not all.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from trace_support import REFUSED as R
+from trace_support import answers, f32, i32
+
+W, X, IDS = f32(8, 6), f32(3, 8), i32(3)
+ONES = np.ones((3, 8), np.float32)
+einsum = jnp.einsum
+
+
+def conv(x, kernel, **options):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        x[None], kernel, (1, 1), "SAME", dimension_numbers=numbers, **options
+    )[0]
+
+
+def mixture_of_convolutions(p, x, gates):
+    def one(x, gates):
+        kernel = einsum("e,ehwio->hwio", gates, p)
+        return conv(x, kernel, feature_group_count=x.shape[-1] // p.shape[3])
+
+    return jax.vmap(one)(x, gates)
+
+
+def grouped_attention(p, x, k):
+    q = einsum("btd,dhk->bthk", x, p["q"]) + p["bias"]
+    q = q * jax.lax.rsqrt((q**2).mean(-1, keepdims=True)) * p["scale"]
+    return jax.nn.softmax(einsum("bthk,bsk->bhts", q, k))
+
+
+QUERIES = {"q": f32(8, 2, 4), "bias": f32(2, 4), "scale": f32(2, 4)}
+
+# name: (fn, parameters, arguments, what is answered today and what would be right too)
+CASES = {
+    # One output.
+    "a mixture of dense layers with one output": (
+        lambda p, x, g: einsum("bi,bio->bo", x, einsum("be,eio->bio", g, p)),
+        f32(4, 8, 1), (X, f32(3, 4)), {R, (1,)},
+    ),
+    "a mixture of depthwise convolutions": (
+        mixture_of_convolutions, f32(4, 3, 3, 1, 5), (f32(2, 9, 8, 5), f32(2, 4)),
+        {R, (1, 2), (1, 2, 3)},
+    ),
+    "a mixture of convolutions with one output": (
+        mixture_of_convolutions, f32(4, 3, 3, 5, 1), (f32(2, 9, 8, 5), f32(2, 4)), {R, (1, 2, 3)},
+    ),
+    "a modulated convolution with one output": (
+        lambda p, x, s: jax.vmap(lambda x, s: conv(x, p * s[:, None]))(x, s),
+        f32(3, 3, 4, 1), (f32(2, 9, 8, 4), f32(2, 4)), {R, (0, 1, 2)},
+    ),
+    "an expert with one output": (
+        lambda p, x, t: einsum("bi,bio->bo", x, p[t]), f32(4, 8, 1), (X, IDS), {R, (1,)},
+    ),
+    "a fan-in of one before attention with shared keys": (
+        lambda p, x, k: einsum("bthk,bsk->bhts", einsum("btd,dhk->bthk", x, p), k),
+        f32(1, 2, 4), (f32(3, 7, 1), f32(3, 5, 4)), {()},
+    ),
+    "a fan-in of one, then a sum": (lambda p, x: (x @ p).sum(), f32(1, 5), (f32(3, 1),), {()}),
+    # Lookups.
+    "an output layer of which data chose some units": (
+        lambda p, x, t: x @ p[:, t], f32(8, 50), (X, i32(9)), {R, (0,)},
+    ),
+    "the same in the layout of an embedding": (
+        lambda p, x, t: x @ p[t].T, f32(50, 8), (X, i32(9)), {R, (1,)},
+    ),
+    "a weight whose rows constants permute by a product": (
+        lambda p, x: x @ (jax.nn.one_hot(np.arange(8)[::-1], 8) @ p), W, (X,), {R, (0,)},
+    ),
+    "a loss that labels choose, of inputs that are closed over": (
+        lambda p, y: -jnp.take_along_axis(jax.nn.log_softmax(ONES @ p), y[:, None], 1).mean(),
+        W, (IDS,), {R, (0,)},
+    ),
+    # Constants.
+    "two constants around a weight": (
+        lambda p: ONES @ (p @ np.ones((6, 5), np.float32)), W, (), {R, (0,)},
+    ),
+    # A second use.
+    "embeddings of nodes with a residual": (
+        lambda p, a: ((p + a @ p) ** 2).sum(), f32(11, 8), (f32(11, 11),), {R, ()},
+    ),
+    "distances to prototypes by expansion": (
+        lambda p, x: 2 * x @ p.T - (p**2).sum(-1), f32(6, 8), (X,), {(1,), R},
+    ),
+    "a penalty on the distance from where training began": (
+        lambda p, x, start: jnp.tanh(x @ p).mean() + ((p - start) ** 2).sum(), W, (X, W), {(0,)},
+    ),
+    "a penalty added to a linear loss": (
+        lambda p, x: (x @ p).mean() + (p**2).sum(), W, (X,), {(0,)},
+    ),
+    # Scalars have no fan-in, whatever becomes of them.
+    "a variance that goes into eigenvalues": (
+        lambda p, x: jnp.linalg.eigh(x.T @ x * p)[0], f32(), (X,), {()},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("fn", "params", "args", "allowed"), CASES.values(), ids=CASES)
+def test_the_answer_is_right_or_a_refusal(fn, params, args, allowed):
+    assert answers(fn, params, *args)["params"] in allowed
+
+
+def test_grouped_queries_keep_their_axes_and_their_bias_and_scale_have_none():
+    found = answers(grouped_attention, QUERIES, f32(3, 7, 8), f32(3, 5, 4))
+    assert found == {"q": (0,), "bias": (), "scale": ()}
+
+
+def test_grouped_queries_of_jax_itself_keep_their_axes():
+    def fn(p, x, k):
+        return jax.nn.dot_product_attention(einsum("btd,dhk->bthk", x, p), k, k)
+
+    assert answers(fn, f32(8, 4, 6), f32(3, 7, 8), f32(3, 5, 2, 6)) == {"params": (0,)}
+
+
+def test_a_scale_repeated_along_outputs_is_no_weight_of_closed_over_inputs():
+    def fn(p, y):
+        hidden = jnp.sin(ONES @ (p["w"] * p["s"][:, None]) + p["b"])
+        return y + hidden @ p["v"]
+
+    params = {"w": W, "s": f32(8), "b": f32(6), "v": f32(6, 5)}
+    assert answers(fn, params, f32(7, 3, 5))["s"] in (R, ())
+
+
+def test_tokens_of_any_unsigned_dtype_are_no_random_keys():
+    params = {"table": f32(11, 8), "kernel": W}
+    tokens = jax.ShapeDtypeStruct((3, 2), jnp.uint32)
+    found = answers(lambda p, t: jnp.tanh(p["table"][t]) @ p["kernel"], params, tokens)
+    assert found == {"table": (), "kernel": (0,)}
+
+
+def test_a_gradient_of_one_parameter_is_told_from_predictions():
+    gradient = jax.grad(lambda p, x: (x @ p["w"]).sum())
+    with pytest.raises(ValueError, match="looks like gradients"):
+        answers(gradient, {"w": W}, X)
