@@ -244,6 +244,15 @@ class Value:
 
     def variation(self, besides: int | None = None) -> Dims:
         """Which dimensions the value varies along for reasons other than one parameter."""
+        if besides is None or not (besides in self.tags or besides in self.spent):
+            return self._variation
+        return self._variation_besides(besides)
+
+    @functools.cached_property
+    def _variation(self) -> Dims:
+        return self._variation_besides(None)
+
+    def _variation_besides(self, besides: int | None) -> Dims:
         dims = self.varies
         for images in (self.tags, self.spent):
             for p, image in images.items():
