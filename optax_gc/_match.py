@@ -6,6 +6,7 @@ Names are what a user means, and they are the same whatever the containers are.
 """
 
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import jax
@@ -81,6 +82,23 @@ def match(
 
     walk(prefix, tree, ())
     return matches
+
+
+def check_names(
+    name: str, tree: Any, params: Any, counts: Callable[[Any], bool] = lambda leaf: True
+) -> None:
+    """Raises a ValueError unless the leaves that count have the same names, in the same order."""
+    theirs, ours = (
+        [path_name(path) for path, x in jax.tree_util.tree_leaves_with_path(t) if counts(x)]
+        for t in (tree, params)
+    )
+    for pair in zip_longest(theirs, ours):
+        if pair[0] != pair[1]:
+            found, expected = ("nothing" if x is None else repr(x) for x in pair)
+            raise ValueError(
+                f"{name} have {found} where params have {expected}. "
+                "Give trees of the same structure."
+            )
 
 
 def path_name(path: KeyPath, leaf: Any = None) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from jax.core import Tracer
 
 from ._axes import AxesLike, AxesTree, Leaf, axes_from_rank, resolve
+from ._match import check_names
 
 
 def scale_invariant(
@@ -29,7 +30,7 @@ def scale_invariant(
     size of w. Two random directions of n numbers have a cosine of about 1/√n, so it is small by
     that measure only if it is no chance. Units whose weights or gradients are zero in some batch
     show nothing there (dead units, a head that starts at zero, whatever is below it), and a
-    parameter that never shows anything is not kept.
+    parameter that never shows anything is not kept, nor is one with numbers that are not finite.
 
     Evidence is of where it was taken. Weights with a bias between them and a group or layer norm
     are scale-invariant while that bias is zero, and no longer: take params and gradients from after
@@ -83,6 +84,7 @@ def scale_invariant(
             f"grads hold {len(stacks)} arrays and params {len(leaves)}. Give gradients of these "
             "params, several batches stacked along a leading axis of each array."
         )
+    check_names("grads", grads, params)
     kept = [
         leaf.axes if leaf.axes and _orthogonal(leaf, stack, per, tolerance) else ()
         for leaf, stack in zip(leaves, stacks, strict=True)
@@ -108,12 +110,15 @@ def _orthogonal(leaf: Leaf, stack: Any, per: str, tolerance: float) -> bool:
     chance = 1 / math.sqrt(math.prod(shape[axis] for axis in within))
     weights, shown = _float64(w), False
     for g in map(_float64, stack if batched else [stack]):
-        # For complex weights jax.grad's convention makes this the derivative along w too.
-        radial = np.abs(np.real(weights * g).sum(within))
-        lengths = [np.sqrt((np.abs(x) ** 2).sum(within)) for x in (weights, g)]
-        if not (radial <= tolerance * chance * lengths[0] * lengths[1]).all():
+        with np.errstate(over="ignore", invalid="ignore"):
+            # For complex weights jax.grad's convention makes this the derivative along w too.
+            radial = np.abs(np.real(weights * g).sum(within))
+            lengths = [np.sqrt((np.abs(x) ** 2).sum(within)) for x in (weights, g)]
+            largest = lengths[0] * lengths[1]
+            small = radial <= tolerance * chance * largest
+        if not (small & np.isfinite(largest)).all():
             return False
-        shown = shown or bool((lengths[0] * lengths[1]).any())
+        shown = shown or bool(largest.any())
     return shown
 
 

@@ -43,6 +43,11 @@ def resolve_sharded(axes: AxesLike, specs: Any, tree: Any, *, inside: bool = Fal
                 f"specs {spec} for {path!r} do not fit its shape {shape}. "
                 f"Use a PartitionSpec of at most {len(shape)} entries."
             )
+        if PartitionSpec.UNCONSTRAINED in spec:
+            raise ValueError(
+                f"specs {spec} for {path!r}: inside jax.shard_map no dimension can be "
+                "UNCONSTRAINED. Use None or mesh axes."
+            )
         by_dimension = tuple(
             _manual(() if e is None else e if isinstance(e, tuple) else (e,), inside)
             for e in (*spec, *[None] * (len(shape) - len(spec)))
@@ -55,15 +60,25 @@ def resolve_sharded(axes: AxesLike, specs: Any, tree: Any, *, inside: bool = Fal
 
 
 def _manual(mesh_axes: tuple[str, ...], inside: bool) -> tuple[str, ...]:
-    """These mesh axes, or none where arrays are whole."""
+    """Those of the mesh axes over which arrays are shards; along others they are whole."""
+    manual = tuple(filter(_is_manual, mesh_axes))
+    if manual == mesh_axes:
+        return manual
+    mesh = jax.sharding.get_abstract_mesh().axis_names
+    # In a shard_map over some axes of a mesh, arrays are whole along the others.
+    known = mesh if not inside or any(map(_is_manual, mesh)) else ()
+    unknown = tuple(name for name in mesh_axes if name not in (*manual, *known))
+    if unknown and (inside or mesh or manual):
+        raise ValueError(
+            f"specs name the mesh axes {unknown}, which are not manual here. "
+            "Call it inside jax.shard_map over them, or leave out specs under jax.jit."
+        )
+    return manual
+
+
+def _is_manual(mesh_axis: str) -> bool:
     try:
-        lax.psum(1, mesh_axes)
-        return mesh_axes
-    except NameError as error:
-        known = jax.sharding.get_abstract_mesh().axis_names
-        if inside or (known and not set(mesh_axes) <= set(known)):
-            raise ValueError(
-                f"specs name the mesh axes {mesh_axes}, which are not manual here: {error}. "
-                "Call it inside jax.shard_map over them, or leave out specs under jax.jit."
-            ) from error
-        return ()
+        lax.psum(1, mesh_axis)
+    except NameError:
+        return False
+    return True

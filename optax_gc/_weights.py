@@ -7,7 +7,6 @@ the centre of the sphere, and neither constraint disturbs the other.
 
 import math
 import warnings
-from numbers import Real
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
@@ -17,6 +16,7 @@ from jax import lax
 from jax.core import Tracer
 
 from ._axes import Axes, AxesLike, Leaf, axes_from_rank, is_axes, reasons, resolve
+from ._match import check_names
 from ._project import cast, subtract_mean, wide
 from ._shards import resolve_sharded
 
@@ -93,7 +93,8 @@ def rescale_weights(
     ``jax.jit`` only: run a step without it to see.
 
     Norms are computed in at least float32 and u' is cast once to the update's dtype. Weights of
-    norm zero stay, as do those that an update leads to zero.
+    norm zero stay, as do those that an update leads to zero. Squares of weights beyond about 1e-19
+    to 1e19 leave float32's range: a smaller norm counts as zero, a larger one as infinite.
 
     Args:
       axes: axes tree, prefix tree or label function, as for `centralize`. ``()`` leaves a parameter
@@ -113,7 +114,8 @@ def rescale_weights(
     Raises:
       ValueError: if ``norm`` is not positive or ``per`` unknown; from ``init``, if nothing is
         selected, the axes do not match the parameters, or some do not fit their shape; from
-        ``update``, if ``params`` are missing or do not match the updates.
+        ``update``, if ``params`` are missing or do not match the updates, or the norms were
+        recorded for other axes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -130,7 +132,8 @@ def rescale_weights(
       Liu et al., Improve Generalization and Robustness of Neural Networks via Weight Scale Shifting
       Invariant Regularizations, https://arxiv.org/abs/2102.03497.
     """
-    _check_per(per)
+    if per not in ("unit", "layer"):
+        raise ValueError(f"per is {per!r}. Use 'unit' or 'layer'.")
     if norm is not None:
         _check_norm(norm)
 
@@ -160,19 +163,15 @@ def rescale_weights(
                 "Call tx.update(grads, state, params)."
             )
         leaves = resolve_sharded(axes, specs, params, inside=True)
+        check_names("updates", updates, params)
+        check_names("norms", state.norms, params)
         moves, structure = jax.tree_util.tree_flatten(updates)
         radii, norms_structure = jax.tree_util.tree_flatten(state.norms)
-        shapes = [[jnp.shape(x) for x in xs] for xs in (moves, (leaf.value for leaf in leaves))]
-        if shapes[0] != shapes[1] or len(radii) != len(leaves):
-            raise ValueError(
-                f"updates of shapes {shapes[0]} and {len(radii)} recorded norms do not match "
-                f"params of shapes {shapes[1]}. Give update the params that its updates are for, "
-                "and the state that init made for them."
-            )
         for i, leaf in enumerate(leaves):
+            sphere = _sphere(leaf, per)
+            _check_shapes(leaf, moves[i], radii[i], sphere)
             if leaf.axes:
-                sphere = _sphere(leaf, per)
-                _warn_if_elsewhere(leaf, moves[i], radii[i], sphere)
+                _warn_if_elsewhere(leaf, moves[i], radii[i], norm, sphere)
                 moves[i], radii[i] = _to_sphere(leaf.value, moves[i], radii[i], norm, sphere)
         return (
             jax.tree_util.tree_unflatten(structure, moves),
@@ -190,7 +189,7 @@ class _Sphere(NamedTuple):
 
 
 def _sphere(leaf: Leaf, per: str) -> _Sphere:
-    axes = leaf.axes if per == "unit" else tuple(range(leaf.value.ndim))
+    axes = leaf.axes if per == "unit" else tuple(range(jnp.ndim(leaf.value)))
     return _Sphere(axes, leaf.sharded_along(axes))
 
 
@@ -201,10 +200,10 @@ def _to_sphere(
     w, u = wide(w), jnp.asarray(u)
     v = w + cast(u, w.dtype)
     length = _length(v, *sphere)
-    tau = radius if norm is None else norm * jnp.ones_like(length)
-    there = length > 0
-    moved = v * cast(tau / jnp.where(there, length, 1), v.dtype) - w
-    return cast(jnp.where(there, moved, 0), u.dtype), jnp.where(there, tau, radius)
+    tau = radius if norm is None else lax.full_like(length, norm)
+    nowhere = length == 0
+    moved = v * cast(tau / jnp.where(nowhere, 1, length), v.dtype) - w
+    return cast(jnp.where(nowhere, 0, moved), u.dtype), jnp.where(nowhere, radius, tau)
 
 
 def _length(x: jax.Array, axes: Axes, mesh_axes: tuple[str, ...]) -> jax.Array:
@@ -212,19 +211,39 @@ def _length(x: jax.Array, axes: Axes, mesh_axes: tuple[str, ...]) -> jax.Array:
     # lax, since jnp.sum would lose the weak type.
     total = lax.reduce_sum(squares, axes)
     total = lax.psum(total, mesh_axes) if mesh_axes else total
-    return lax.sqrt(lax.expand_dims(total, axes))
+    total = lax.expand_dims(total, axes)
+    # The root's derivative at 0 is infinite, and would come out as not a number.
+    return jnp.where(total == 0, 0, lax.sqrt(jnp.where(total == 0, 1, total)))
 
 
-def _warn_if_elsewhere(leaf: Leaf, u: Any, radius: Any, sphere: _Sphere) -> None:
+def _check_shapes(leaf: Leaf, u: Any, radius: Any, sphere: _Sphere) -> None:
+    shape = jnp.shape(leaf.value)
+    if jnp.shape(u) != shape:
+        raise ValueError(
+            f"updates of shape {jnp.shape(u)} for {leaf.path!r} do not match params of shape "
+            f"{shape}. Give update the params that its updates are for."
+        )
+    expected = tuple(1 if i in sphere.axes else n for i, n in enumerate(shape) if leaf.axes)
+    if jnp.shape(radius) != expected:
+        raise ValueError(
+            f"norms of shape {jnp.shape(radius)} for {leaf.path!r} do not fit its spheres of shape "
+            f"{expected}. Call init again for these axes, or give the axes it was called with."
+        )
+
+
+def _warn_if_elsewhere(leaf: Leaf, u: Any, radius: Any, norm: Any, sphere: _Sphere) -> None:
     w, radius = jnp.asarray(leaf.value), jnp.asarray(radius)
     # Under jit there is nothing to compare, nor where a process sees some shards only.
     if any(isinstance(x, Tracer) or not x.is_fully_addressable for x in (w, radius)):
         return
     found = _length(wide(w), *sphere)
-    # Rounding w and u' to their dtypes moves each entry by less.
-    slack = 8 * max(float(jnp.finfo(x.dtype).eps) for x in (w, u))
+    eps = max(float(jnp.finfo(x.dtype).eps) for x in (w, u))
+    # Rounding w and u' to their dtypes moves each entry by less. A given norm may be far below the
+    # initial ones, and then the rounding of u' is that much larger.
+    slack = 8 * eps if norm is None else max(8 * eps, math.sqrt(eps))
     off = jnp.abs(found - radius) > slack * radius
-    if bool(off.any()):
+    # Concrete weights may meet operations that are staged, as inside of optax.apply_if_finite.
+    if not isinstance(off, Tracer) and bool(off.any()):
         i = jnp.unravel_index(jnp.argmax(off), off.shape)
         warnings.warn(
             f"rescale_weights() left a norm of {float(radius[i]):.6g} in {leaf.path!r} and finds "
@@ -235,7 +254,8 @@ def _warn_if_elsewhere(leaf: Leaf, u: Any, radius: Any, sphere: _Sphere) -> None
 
 
 def _check_norm(norm: Any) -> None:
-    if isinstance(norm, bool) or not (isinstance(norm, Real) or hasattr(norm, "dtype")):
+    dtype = getattr(norm, "dtype", type(norm))
+    if not any(jnp.issubdtype(dtype, real) for real in (jnp.floating, jnp.integer)):
         raise TypeError(f"norm is {norm!r}. Use a positive number, or None to keep initial norms.")
     if shape := getattr(norm, "shape", ()):
         raise ValueError(
@@ -243,8 +263,3 @@ def _check_norm(norm: Any) -> None:
         )
     if not isinstance(norm, Tracer) and not 0 < float(norm) < math.inf:
         raise ValueError(f"norm is {norm}. Use a positive number, or None to keep initial norms.")
-
-
-def _check_per(per: str) -> None:
-    if per not in ("unit", "layer"):
-        raise ValueError(f"per is {per!r}. Use 'unit' or 'layer'.")

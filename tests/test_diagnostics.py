@@ -64,6 +64,45 @@ def test_nothing_is_removed_of_a_centralized_or_zero_gradient(standard_promotion
     assert jax.tree.leaves(zero) == [0, 0, 0]
 
 
+@pytest.mark.parametrize("size", [1e-24, 1e20])
+def test_sizes_whose_squares_leave_the_range_are_measured(size):
+    grads, params = tree(), tree()
+    small = jax.tree.map(lambda x: x * size, grads)
+    measures = lambda g: (diagnostics.removed_fraction(g), diagnostics.radial_component(g, params))  # noqa: E731
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
+        measures(small),
+        measures(grads),
+    )
+    turned = diagnostics.radial_component(params, small)
+    np.testing.assert_allclose(
+        turned["head/kernel"], measures(grads)[1]["head/kernel"], rtol=1e-5, atol=1e-6
+    )
+    for path, norm in diagnostics.norms(small).items():
+        np.testing.assert_allclose(norm.l2, size * diagnostics.norms(grads)[path].l2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_measure_of_what_is_not_finite_is_not_a_number(bad):
+    grads, params = tree(), tree()
+    broken = {**grads, "head": {"kernel": grads["head"]["kernel"].at[1, 2].set(bad)}}
+    removed = diagnostics.removed_fraction(broken)
+    assert np.isnan([removed.total, removed.parameters["head/kernel"]]).all()
+    assert np.isfinite(removed.parameters["conv/kernel"])
+    for cosines in (
+        diagnostics.radial_component(broken, params),
+        diagnostics.radial_component(params, broken),
+    ):
+        np.testing.assert_array_equal(np.isnan(cosines["head/kernel"]), np.arange(7) == 2)
+        assert np.isfinite(cosines["conv/kernel"]).all()
+
+
+def test_the_derivative_of_the_removed_fraction_of_centred_gradients_is_zero():
+    grads = {"w": jnp.array([[1.0, -2.0], [-1.0, 2.0]]), "zero": jnp.zeros((3, 2))}
+    derivative = jax.grad(lambda g: diagnostics.removed_fraction(g).total)(grads)
+    assert all((d == 0).all() for d in jax.tree.leaves(derivative))
+
+
 def test_norms_are_those_of_each_array_and_of_nothing_else():
     grads = {**tree(), "step": jnp.array(3), "none": None, "empty": jnp.zeros((0, 3))}
     sizes = jax.jit(diagnostics.norms)(grads)
@@ -133,8 +172,10 @@ def test_gc_gives_uncentred_weights_a_radial_component():
 def test_params_that_the_gradients_are_not_of_are_refused():
     with pytest.raises(ValueError, match=r"grads of shapes .* do not match params of shapes"):
         diagnostics.radial_component({"w": normal(3, 4)}, {"w": normal(4, 3)})
-    with pytest.raises(ValueError, match="do not match params of shapes"):
+    with pytest.raises(ValueError, match="grads have 'w' where params have nothing"):
         diagnostics.radial_component({"w": normal(3, 4)}, None)
+    with pytest.raises(ValueError, match="grads have 'v' where params have 'w'"):
+        diagnostics.radial_component({"v": normal(3, 4)}, {"w": normal(3, 4)})
     with pytest.raises(ValueError, match=r"per is 'output'\."):
         diagnostics.radial_component(tree(), tree(), per="output")
 
@@ -301,6 +342,36 @@ def test_the_residual_is_computed_in_float32_or_wider_and_under_jit(x64):
         np.testing.assert_allclose(residual, outside_span(w, x), atol=accuracy)
 
 
+def test_the_residual_of_what_is_not_finite_is_not_a_number():
+    w, x = normal(9, 5), normal(6, 9)
+    for bad in (jnp.nan, jnp.inf):
+        assert np.isnan(diagnostics.span_residual(w, x.at[1, 2].set(bad))).all()
+        of_one = np.isnan(diagnostics.span_residual(w.at[1, 2].set(bad), x))
+        np.testing.assert_array_equal(of_one, np.broadcast_to(np.arange(5) == 2, (9, 5)))
+
+
+def test_the_residual_for_complex_inputs_is_complex():
+    w, x = normal(9, 5), jax.lax.complex(normal(6, 9), normal(6, 9))
+    residual = diagnostics.span_residual(w, x)
+    assert residual.dtype == jnp.complex64
+    np.testing.assert_allclose(residual, outside_span(w, x), atol=1e-5)
+
+
+def test_one_weight_a_unit_is_seen_by_any_input_but_zero():
+    w = normal(1, 5)
+    np.testing.assert_allclose(diagnostics.span_residual(w, normal(6, 1)), 0, atol=1e-6)
+    np.testing.assert_array_equal(diagnostics.span_residual(w, jnp.zeros((6, 1))), w)
+    turned = diagnostics.span_residual(w.T, jnp.zeros((6, 1)), axes=(-1,))
+    np.testing.assert_array_equal(turned, w.T)
+
+
+@pytest.mark.parametrize("padding", [1, [1, 1], "CIRCULAR", "CAUSAL", [(1, 1)], [(1, 1), (0, 0.5)]])
+def test_paddings_that_lax_does_not_have_are_told_which_there_are(padding):
+    w, x = normal(3, 2, 4, 5), normal(1, 6, 6, 4)
+    with pytest.raises(ValueError, match=r"padding=.*\. Give 'SAME', 'VALID' .* for each"):
+        diagnostics.span_residual(w, x, padding=padding)
+
+
 def test_inputs_that_do_not_fit_the_weight_are_refused():
     with pytest.raises(
         ValueError, match=r"inputs of shape \(6, 5\) do not end in the fan-in \(9,\)"
@@ -312,6 +383,12 @@ def test_inputs_that_do_not_fit_the_weight_are_refused():
         diagnostics.span_residual(jnp.ones(9), jnp.ones((6, 9)))
     with pytest.raises(ValueError, match="Give a convolution's padding"):
         diagnostics.span_residual(jnp.ones((9, 5)), jnp.ones((6, 9)), groups=3)
+    with pytest.raises(ValueError, match="Give a convolution's padding"):
+        diagnostics.span_residual(jnp.ones((9, 5)), jnp.ones((6, 9)), strides=2)
+    with pytest.raises(ValueError, match="Give a convolution's padding"):
+        diagnostics.span_residual(jnp.ones((9, 5)), jnp.ones((6, 9)), dilation=(1, 2))
+    with pytest.raises(ValueError, match="at most three dimensions"):
+        diagnostics.span_residual(jnp.ones((2,) * 6), jnp.ones((1, 3, 3, 3, 3, 2)), padding="SAME")
     with pytest.raises(ValueError, match="axes need not be given"):
         diagnostics.span_residual(jnp.ones((9, 5)), jnp.ones((6, 9)), padding="SAME")
 
@@ -447,6 +524,23 @@ def test_sharpness_of_half_precision_and_constant_parameters():
     found = sharpness(loss, params)
     assert found.value.dtype == jnp.float32
     np.testing.assert_allclose(found.value, 4, rtol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+@pytest.mark.parametrize("n", [6, 60])
+def test_the_error_covers_the_rounding_of_the_dtype_of_the_parameters(n, dtype):
+    A = jnp.asarray(np.cov(np.random.default_rng(n).normal(size=(n, 2 * n))), dtype)
+    found = sharpness(lambda p: (p @ (A @ p) / 2).astype(jnp.float32), jnp.ones(n, dtype))
+    off = np.abs(np.linalg.eigvalsh(f64(A)) - f64(found.value)).min()
+    assert off <= found.error < 8 * float(jnp.finfo(dtype).eps) * found.value
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e-15, 1e15, 1e20, 1e30])
+def test_the_error_tells_where_squares_leave_the_range(scale):
+    curvature = scale * jnp.arange(1.0, 6)
+    found = sharpness(lambda p: (curvature * p * p).sum() / 2, jnp.ones(5))
+    assert abs(5 * scale - found.value) <= found.error
+    assert 1e-15 <= scale <= 1e15 or found.error > 0.1 * found.value
 
 
 def test_a_loss_over_many_batches_needs_the_memory_of_one():

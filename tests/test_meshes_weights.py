@@ -181,6 +181,46 @@ def test_specs_that_name_no_mesh_axis_are_told_by_diagnostics():
         mapped({"kernel": np.ones((8, 3), np.float32)})
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_arrays_are_whole_along_mesh_axes_that_are_left_to_the_compiler(kind):
+    w, u = (np.asarray(tree["down"]["kernel"]) for tree in (weights(), gradients()))
+    spec, tx = P(("x", "y")), rescale_weights((0,), specs=P(("x", "y")))
+
+    def measured(w, u):
+        return (
+            diagnostics.unit_sums(w, (0,), specs=spec)["params"],
+            tx.init(w).norms,
+            tx.update(u, tx.init(w), w)[0],
+        )
+
+    mesh = mesh_of(kind)
+    mapped = jax.jit(
+        shard_map(
+            measured,
+            mesh=mesh,
+            in_specs=(P("x"), P("x")),
+            out_specs=(P(), P(), P("x")),
+            axis_names={"x"},
+        )
+    )
+    sums, lengths, updates = mapped(*placed((w, u), (spec, spec), mesh))
+    np.testing.assert_allclose(sums, w.sum(0), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(lengths[0], np.linalg.norm(w, axis=0), rtol=1e-5)
+    np.testing.assert_allclose(updates, exactly_rescaled(w, u, (0,), "unit"), atol=1e-5)
+
+
+def test_of_several_mesh_axes_only_those_that_are_not_manual_are_told():
+    x = np.ones((8, 3), np.float32)
+    measure = functools.partial(diagnostics.norms, specs=P(("x", "typo")))
+    with pytest.raises(ValueError, match=r"name the mesh axes \('typo',\), which are not manual"):
+        jax.vmap(measure, axis_name="x")({"kernel": np.stack([x, x])})
+
+
+def test_a_spec_that_leaves_an_axis_open_is_refused():
+    with pytest.raises(ValueError, match=r"'kernel'.*UNCONSTRAINED.*Use None"):
+        diagnostics.norms({"kernel": np.ones((8, 3))}, specs=P(P.UNCONSTRAINED))
+
+
 # ---- the compiled program
 
 

@@ -214,8 +214,16 @@ def test_zero_weights_or_gradients_are_no_evidence():
     assert scale_invariant({"w": w}, {"w": 0 * g}) == {"w": ()}
     assert scale_invariant({"w": 0 * w}, {"w": g}) == {"w": ()}
     assert scale_invariant({"w": w}, {"w": g * [0, 1, 1]}) == {"w": (0,)}
-    g[0, 0, 0] = np.nan
-    assert scale_invariant({"w": w}, {"w": g}) == {"w": ()}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_no_evidence(bad):
+    w, g = weights_and_orthogonal_gradients()
+    bad_w, bad_g = w.copy(), g.copy()
+    bad_w[0, 0] = bad_g[1, 0, 0] = bad
+    assert scale_invariant({"w": w}, {"w": bad_g}) == {"w": ()}
+    assert scale_invariant({"w": bad_w}, {"w": g}) == {"w": ()}
+    assert scale_invariant({"w": bad_w}, {"w": 0 * g}) == {"w": ()}
 
 
 @pytest.mark.parametrize("n", [60, 6000, 600_000])
@@ -248,6 +256,12 @@ def test_a_list_of_gradient_trees_is_told_to_be_stacked():
     params = {"w": jnp.ones((7, 5))}
     with pytest.raises(ValueError, match="stacked along a leading axis"):
         scale_invariant(params, [params, params])
+
+
+def test_gradients_of_equal_shapes_and_other_names_are_refused():
+    w, g = weights_and_orthogonal_gradients()
+    with pytest.raises(ValueError, match=r"grads have 'c' where params have 'b'.*same structure"):
+        scale_invariant({"a": w, "b": w}, {"a": g, "c": g})
 
 
 def test_under_jit_there_is_nothing_to_decide_on():

@@ -4,12 +4,13 @@ A single output hides which axis is the output, a lookup which axis is selected,
 closed over what is data, and a second use that the first is not all.
 """
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from trace_support import REFUSED as R
-from trace_support import answers, f32, i32
+from trace_support import answers, f32, i32, linen
 
 W, X, IDS = f32(8, 6), f32(3, 8), i32(3)
 ONES = np.ones((3, 8), np.float32)
@@ -106,6 +107,72 @@ CASES = {
 @pytest.mark.parametrize(("fn", "params", "args", "allowed"), CASES.values(), ids=CASES)
 def test_the_answer_is_right_or_a_refusal(fn, params, args, allowed):
     assert answers(fn, params, *args)["params"] in allowed
+
+
+LOW_RANK = {"a": f32(8, 2), "b": f32(2, 4)}
+MIXING = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda p, x: x @ (p["a"] @ (p["b"] @ MIXING)),
+        lambda p, x: x @ (p["a"] @ (p["b"] @ MIXING)) * 2 + 1,
+        lambda p, x: einsum(
+            "td,dhk->thk",
+            x,
+            einsum("dr,rhk->dhk", p["a"], jnp.broadcast_to(p["b"][:, None], (2, 3, 4))),
+        ),
+    ],
+    ids=["mixed by constants", "and scaled", "repeated over heads"],
+)
+def test_a_product_of_two_weights_is_not_told_apart_by_a_constant(fn):
+    found = answers(fn, LOW_RANK, X)
+    assert found["a"] in (R, (0,))
+    assert found["b"] in (R, (0,), ())
+
+
+def test_a_weight_and_a_vector_that_scales_constants_are_not_told_apart():
+    fn = lambda p, x: x @ (p["a"] @ (p["s"][:, None] * MIXING))  # noqa: E731
+    assert answers(fn, {"a": f32(8, 4), "s": f32(4)}, X)["a"] in (R, (0,))
+
+
+def test_learned_queries_repeated_along_a_batch_leave_their_projection_its_axes():
+    def fn(p, x):
+        q = einsum("btd,dhk->bthk", jnp.broadcast_to(p["probe"], (3, 2, 8)), p["q"])
+        k = einsum("bsd,dhk->bshk", x, p["k"])
+        return jax.nn.softmax(einsum("bthk,bshk->bhts", q, k))
+
+    params = {"probe": f32(1, 2, 8), "q": f32(8, 2, 4), "k": f32(8, 2, 4)}
+    assert answers(fn, params, f32(3, 7, 8)) == {"probe": (), "q": (0,), "k": (0,)}
+
+
+def test_embeddings_multiplied_pair_by_pair_are_lookups():
+    def fn(p, ids, x):
+        rows = jnp.stack([p["a"][ids[:, 0]], p["b"][ids[:, 1]], x], axis=1)
+        return einsum("bid,bjd->bij", rows, rows)
+
+    found = answers(fn, {"a": f32(11, 8), "b": f32(13, 8)}, i32(3, 2), X)
+    assert found == {"a": (), "b": ()}
+
+
+def test_two_lookups_of_one_table_are_lookups():
+    def fn(p, x, liked, other):
+        return jax.nn.softplus((x * p[other]).sum(-1) - (x * p[liked]).sum(-1)).mean()
+
+    assert answers(fn, f32(11, 8), X, IDS, IDS) == {"params": ()}
+
+
+def test_a_spectrally_normalised_layer_of_one_output_has_its_axes():
+    class Critic(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.SpectralNorm(nn.Dense(1))(x, update_stats=True)
+
+    found = answers(*linen(Critic(), X))
+    assert {path: axes for path, axes in found.items() if "kernel" in path} == {
+        "Dense_0/kernel": (0,)
+    }
 
 
 def test_grouped_queries_keep_their_axes_and_their_bias_and_scale_have_none():

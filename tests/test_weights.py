@@ -1,5 +1,8 @@
 """Centred initial weights, rescaled weights, and what the two make of each other and of GC."""
 
+import re
+from collections import OrderedDict
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -242,6 +245,31 @@ def test_weights_that_are_zero_or_led_to_zero_stay(norm):
     np.testing.assert_allclose(state.norms["w"][:, :2], [[0.0, 5.0]])
 
 
+@pytest.mark.parametrize("norm", [None, 2.0])
+def test_a_unit_that_is_not_a_number_stays_so_and_others_are_rescaled(norm):
+    w, u = dense()["kernel"], dense(seed=1)["kernel"]
+    tx = rescale_weights(norm=norm)
+    state = tx.init({"w": w})
+    expected, _ = tx.update({"w": u}, state, {"w": w})
+    for bad_w, bad_u in [(w, u.at[2, 1].set(jnp.nan)), (w.at[2, 1].set(jnp.nan), u)]:
+        updates, _ = tx.update({"w": bad_u}, state, {"w": bad_w})
+        assert np.isnan(updates["w"][:, 1]).all()
+        others = np.array([0, 2, 3, 4])
+        np.testing.assert_array_equal(updates["w"][:, others], expected["w"][:, others])
+
+
+def test_the_derivative_of_a_unit_that_stays_zero_is_zero():
+    w = jnp.array([[0.0, 3.0], [0.0, 4.0]])
+
+    def moved(u, w):
+        tx = rescale_weights()
+        return jnp.square(tx.update({"w": u}, tx.init({"w": w}), {"w": w})[0]["w"]).sum()
+
+    for derivative in jax.grad(moved, (0, 1))(jnp.array([[0.0, 1.0], [0.0, 1.0]]), w):
+        np.testing.assert_array_equal(derivative[:, 0], 0)
+        assert np.isfinite(derivative).all()
+
+
 def test_initial_zero_weights_never_move():
     params = {"w": jnp.zeros((3, 2))}
     tx = rescale_weights()
@@ -266,6 +294,16 @@ def test_the_norm_follows_a_schedule_inside_inject_hyperparams(standard_promotio
     _, kernels = steps(tx, params, 3)
     expected = np.array([[1.0], [2.0], [3.0]]) * np.ones((3, 5))
     np.testing.assert_allclose(np.sqrt((float64(kernels) ** 2).sum(1)), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("norm", [np.float64(2.0), lambda: jnp.array(2.0, jnp.float64), 2.0])
+def test_the_recorded_norms_keep_their_dtype_whatever_that_of_the_norm(norm, x64):
+    params = {"w": jnp.arange(1.0, 15, dtype=jnp.float32).reshape(7, 2)}
+    tx = rescale_weights(norm=norm() if callable(norm) else norm)
+    state = tx.init(params)
+    _, after = tx.update(params, state, params)
+    assert after.norms["w"].dtype == state.norms["w"].dtype == jnp.float32
+    assert after.norms["w"].weak_type == state.norms["w"].weak_type
 
 
 WRAPPERS = {
@@ -392,6 +430,34 @@ def test_nothing_is_told_when_it_is_last(dtype, norm):
         params = optax.apply_updates(params, updates)
 
 
+STAGING = {
+    "apply_if_finite": lambda tx: optax.apply_if_finite(tx, 3),
+    "conditionally_transform": lambda tx: optax.conditionally_transform(tx, lambda step: step >= 0),
+    "jit": lambda tx: optax.GradientTransformation(
+        tx.init, lambda u, state, params: jax.jit(lambda u: tx.update(u, state, params))(u)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STAGING)
+def test_concrete_weights_are_rescaled_by_an_update_that_is_staged(name, standard_promotion):
+    params, moves = dense(), dense(seed=1)
+    tx = STAGING[name](rescale_weights())
+    updates, _ = tx.update(moves, tx.init(params), params)
+    after = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(
+        np.linalg.norm(after["kernel"], axis=0), np.linalg.norm(params["kernel"], axis=0), rtol=1e-6
+    )
+
+
+def test_nothing_is_told_when_the_given_norm_is_far_below_the_initial_norms():
+    params, tx = jax.tree.map(lambda w: 300 * w, dense((50, 40))), rescale_weights(norm=1.0)
+    state = tx.init(params)
+    for seed in range(3):
+        updates, state = tx.update(dense((50, 40), seed=seed), state, params)
+        params = optax.apply_updates(params, updates)
+
+
 @pytest.mark.parametrize("params", [{"bias": jnp.ones(3)}, {"kernel": jnp.ones((1, 4))}])
 def test_selecting_nothing_is_an_error(params):
     with pytest.raises(ValueError, match=r"rescale_weights\(\) selects nothing. .*: 1 × "):
@@ -411,8 +477,50 @@ def test_missing_params_are_asked_for():
 
 def test_params_that_are_not_those_of_the_updates_are_refused():
     tx = rescale_weights()
-    with pytest.raises(ValueError, match="do not match params of shapes"):
+    with pytest.raises(
+        ValueError, match=r"updates of shape \(5,\) for 'bias' do not match params of shape \(7,\)"
+    ):
         tx.update(dense((7, 5)), tx.init(dense((5, 7))), dense((5, 7)))
+
+
+@pytest.mark.parametrize(
+    ("axes", "per", "shape"), [((1,), "unit", (5, 1)), ((0,), "layer", (1, 1)), ((), "unit", ())]
+)
+def test_norms_recorded_for_other_spheres_are_refused(axes, per, shape):
+    params = {"a": dense((5, 5))["kernel"], "b": dense((5, 4))["kernel"]}
+    state = rescale_weights({"a": (0,), "b": (0,)}).init(params)
+    tx = rescale_weights({"a": axes, "b": (0,)}, per=per)
+    expected = re.escape(f"norms of shape (1, 5) for 'a' do not fit its spheres of shape {shape}")
+    with pytest.raises(ValueError, match=expected + ".*init again for these axes"):
+        tx.update(params, state, params)
+
+
+def test_norms_inside_vmap_are_those_of_one_member():
+    stack = {"w": dense((3, 7, 5))["kernel"]}
+    tx = rescale_weights({"w": (0,)})
+    state = jax.vmap(tx.init)(stack)
+    updates, after = jax.vmap(tx.update)(stack, state, stack)
+    assert state.norms["w"].shape == after.norms["w"].shape == (3, 1, 5)
+    np.testing.assert_allclose(updates["w"], 0, atol=1e-6)
+
+
+def test_trees_of_equal_shapes_and_other_names_are_refused():
+    a, b = (dense((3, 3), seed=seed)["kernel"] for seed in (0, 1))
+    params, other, tx = {"a": a, "b": b}, {"a": a, "c": b}, rescale_weights()
+    with pytest.raises(ValueError, match=r"updates have 'c' where params have 'b'"):
+        tx.update(other, tx.init(params), params)
+    with pytest.raises(ValueError, match=r"norms have 'c' where params have 'b'.*same structure"):
+        tx.update(params, tx.init(other), params)
+    turned = OrderedDict(b=b, a=a)
+    with pytest.raises(ValueError, match="updates have 'b' where params have 'a'"):
+        tx.update(turned, tx.init(params), params)
+
+
+def test_updates_may_come_in_other_containers():
+    state = nnx.state(nnx.Linear(7, 5, rngs=nnx.Rngs(0)), nnx.Param)
+    params, tx = nnx.to_pure_dict(state), rescale_weights()
+    updates, _ = tx.update(params, tx.init(state), state)
+    np.testing.assert_allclose(updates["kernel"], 0, atol=1e-6)
 
 
 @pytest.mark.parametrize("norm", [0, -1.0, float("nan"), float("inf"), np.ones(3)])
@@ -421,7 +529,7 @@ def test_a_norm_that_is_no_radius_is_refused(norm):
         rescale_weights(norm=norm)
 
 
-@pytest.mark.parametrize("norm", [True, "1", 1j])
+@pytest.mark.parametrize("norm", [True, "1", 1j, jnp.array(1j), np.array(True)])
 def test_a_norm_that_is_no_number_is_refused(norm):
     with pytest.raises(TypeError, match="Use a positive number"):
         rescale_weights(norm=norm)

@@ -217,5 +217,6 @@ def _spent(
             if product and v.kind == Kind.DATA and p not in v.spent:
                 met = mix(Tag(dims), (), v.variation(p)).shared
                 gated = gated or bool(met and axes_of(dims) - met)
-        result[p] = Spent(dims, frozenset().union(*(s.fan_in for s in found)), gated)
+        fan_in = frozenset().union(*(s.fan_in for s in found))
+        result[p] = Spent(dims, fan_in, gated, any(s.repeated for s in found))
     return result

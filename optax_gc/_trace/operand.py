@@ -39,10 +39,15 @@ class Operand:
         for p, spent in self.side.value.spent.items():
             gone, free, _ = self.side.roles(spent.dims)
             other = self.other.value
-            output = (free or self._one_output(p)) and not self._has_rows(spent.dims)
+            output = (free or self._one_output(p)) and not self._has_rows(
+                spent.dims, self.side.free
+            )
             # Where constants stand for data, the first of two that it meets may be part of it.
             constant = self.trace.constants_are_data and not (other.tags or other.spent)
-            if gone and (output or constant) and self.role == "data" and p not in other.spent:
+            # What a learned activation was taken to be repeated along was no batch after all.
+            no_batch = spent.repeated and not self._has_rows(spent.dims, self.side.batch)
+            unclear = output or constant or no_batch
+            if gone and unclear and self.role == "data" and p not in other.spent:
                 self.trace.record(generated(self.trace, p, spent.fan_in, gone))
             else:
                 self.spent[p] = replace(spent, dims=self.side.project(spent.dims, self.shape))
@@ -68,9 +73,9 @@ class Operand:
         free = [self.side.value.shape[d] for d in self.side.free]
         return 1 in free and 1 in self.trace.shapes[p]
 
-    def _has_rows(self, dims: Dims) -> bool:
-        """Whether the parameter is repeated along a free dimension: a batch, as in no weight."""
-        return any(self.side.value.shape[d] > 1 and not axes_of((dims[d],)) for d in self.side.free)
+    def _has_rows(self, dims: Dims, among: tuple[int, ...]) -> bool:
+        """Whether the parameter is repeated along one of some dimensions: a batch."""
+        return any(self.side.value.shape[d] > 1 and not axes_of((dims[d],)) for d in among)
 
     def _is_whole(self, p: int, tag: Tag, axes: AxisSet) -> bool:
         dims = [tag.dims[d] for d in self.side.contracted]
@@ -91,7 +96,8 @@ class Operand:
         dims = list(foreign(self.side.value.shape))
         for d in self.side.free:
             dims[d] = tag.dims[d]
-        self.spent[p] = Spent(self.side.project(tuple(dims), self.shape), gone)
+        learned = self.other.value.kind == Kind.PARAM and not self.other.value.active
+        self.spent[p] = Spent(self.side.project(tuple(dims), self.shape), gone, repeated=learned)
 
     def _weight(self, p: int, tag: Tag, gone: AxisSet, free: AxisSet) -> None:
         if not gone:
@@ -103,8 +109,13 @@ class Operand:
             why = "contracted with data after it was contracted with constants or parameters"
             self.trace.expose(p, tag, self.side.value)
             self.trace.record(self._use(p, tag, "ambiguous", gone, why))
-        elif self.side.value.with_product and (not free or repeats(tag.dims)):
+        elif self.side.value.with_product and (
+            not (free or self._one_output(p)) or repeats(tag.dims)
+        ):
             why = "added to a product of parameters: a bias, or a weight and an update of it"
+            self.trace.record(self._use(p, tag, "ambiguous", gone, why))
+        elif tag.lookup and free & self.side.roles(tag.dims)[2]:
+            why = "its rows are chosen for each pair of positions: a table, or many weights"
             self.trace.record(self._use(p, tag, "ambiguous", gone, why))
         elif repeats(tag.dims[d] for d in (*self.side.contracted, *self.side.free)):
             why = "it is repeated along another axis of the weight that it is part of"
@@ -113,6 +124,10 @@ class Operand:
             self._spend(p, tag, gone)
 
     def _activation(self, p: int, tag: Tag, gone: AxisSet, free: AxisSet) -> None:
+        if self.side.value.kind == Kind.PARAM and not self.side.value.active:
+            why = "contracted with constants or parameters, then with a weight"
+            pending = {replace(use, role="ambiguous", why=why) for use in tag.pending}
+            tag = replace(tag, pending=frozenset(pending))
         self.trace.settle(p, tag, self.side.value)
 
     def _scale(self, p: int, tag: Tag, gone: AxisSet, free: AxisSet) -> None:
@@ -128,7 +143,7 @@ class Operand:
             self._spend(p, tag, gone)
         elif tag.repeated and tag.nonlinear and "add" in tag.mixed:
             self.trace.settle(p, tag, self.side.value)  # a bias on attention logits
-        elif tag.repeated and self._has_rows(tag.dims):
+        elif tag.repeated and self._has_rows(tag.dims, self.side.free):
             self.trace.settle(p, tag, self.side.value)  # a bias or a scale of grouped queries
         elif not (free or self._one_output(p)) and (tag.repeated or self._is_embedding(tag)):
             self.trace.settle(p, tag, self.side.value)

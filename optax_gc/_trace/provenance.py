@@ -206,6 +206,7 @@ class Spent:
     dims: Dims
     fan_in: AxisSet
     gated: bool = False  # multiplied by data along some of them
+    repeated: bool = False  # contracted with a parameter, for a batch that it is repeated along
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 Each answers a small tree of arrays, works under `jax.jit` and can be watched from inside an
 optimizer: `optax.snapshot` takes a function of the updates at its place in a chain, and
 `optax.monitor` also takes ``optax.stateless(function of updates and params)``. `optax.tree.get`
-reads the latest value from the optimizer's state. Parameters go by their paths, as in `summary`.
+reads the latest value from the optimizer's state. That of a snapshot can be carried through
+`jax.lax.scan`; that of a monitor, whose measurements are empty before the first step, cannot.
+Parameters go by their paths, as in `summary`.
 """
 
 from ._sharpness import Sharpness as Sharpness

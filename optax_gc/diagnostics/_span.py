@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -35,8 +36,8 @@ def span_residual(
       inputs: what the layer was fed, dense: (*batch, *fan-in); convolution: (*batch, *space, in).
         The span is that of all of them.
       axes: the fan-in axes of a dense kernel; None for all but the last.
-      padding: the convolution's, such as ``"SAME"``, ``"VALID"`` or (low, high) for each dimension
-        of space; None for a dense layer.
+      padding: the convolution's: ``"SAME"``, ``"SAME_LOWER"``, ``"VALID"``, or (low, high) for
+        each dimension of space; None for a dense layer.
       strides: the convolution's, as ``dilation`` of its window and ``groups`` of its features.
       dilation: see ``strides``.
       groups: see ``strides``.
@@ -44,11 +45,11 @@ def span_residual(
         count as outside; None for the fan-in times the machine epsilon.
 
     Returns:
-      The residual, like ``weight`` in shape, in at least float32. Its norm over that of ``weight``
-      is the fraction of noise.
+      The residual, like ``weight`` in shape, in at least float32; complex if the inputs are. Its
+      norm over that of ``weight`` is the fraction of noise. Inputs that are not finite make it NaN.
 
     Raises:
-      ValueError: if the shapes of weight and inputs do not fit.
+      ValueError: if the shapes of weight and inputs do not fit, or the padding is another.
 
     Example:
       >>> import jax
@@ -71,11 +72,13 @@ def span_residual(
       ['0.000', '0.000', '0.300']
     """
     (leaf,) = resolve(axes_from_rank if axes is None else axes, weight)
-    shape, fan_in = tuple(weight.shape), leaf.axes
-    if not fan_in:
+    shape = tuple(weight.shape)
+    if leaf.reason not in ("", "fan-in of one"):
         raise ValueError(
             f"weight of shape {shape} has no fan-in: {leaf.reason}. Give a kernel and its axes."
         )
+    given = range(len(shape) - 1) if axes is None else axes
+    fan_in = tuple(sorted(axis % len(shape) for axis in given))
     if padding is None:
         expected = tuple(shape[axis] for axis in fan_in)
         if tuple(inputs.shape[inputs.ndim - len(expected) :]) != expected:
@@ -83,18 +86,24 @@ def span_residual(
                 f"inputs of shape {tuple(inputs.shape)} do not end in the fan-in {expected} of a "
                 f"weight of shape {shape}. Give a convolution's padding, or a dense kernel's axes."
             )
-        if groups != 1:
-            raise ValueError(f"groups={groups} without padding. Give a convolution's padding.")
+        if (strides, dilation, groups) != (1, 1, 1):
+            raise ValueError(
+                f"strides={strides}, dilation={dilation} and groups={groups} without padding. Give "
+                "a convolution's padding."
+            )
         rows = inputs.reshape(1, -1, math.prod(expected))
     else:
-        if axes is not None or len(shape) < 3:
+        if axes is not None or not 3 <= len(shape) <= 5:
             raise ValueError(
                 f"weight of shape {shape} with axes={axes} and padding={padding!r}. A kernel of a "
-                "convolution is (*window, in / groups, out), and its axes need not be given."
+                "convolution is (*window, in / groups, out), with a window of at most three "
+                "dimensions, and its axes need not be given."
             )
         rows = _patches(inputs, shape, padding, strides, dilation, groups)
 
     w = wide(weight)
+    if jnp.iscomplexobj(rows) and not jnp.iscomplexobj(w):
+        w = lax.complex(w, jnp.zeros_like(w))
     rows = lax.convert_element_type(rows, w.dtype)
     first = jnp.moveaxis(w, fan_in, range(len(fan_in)))
     # (groups, fan-in, units of one group)
@@ -104,8 +113,8 @@ def span_residual(
     _, values, right = jnp.linalg.svd(triangle, full_matrices=False)
     if rtol is None:
         rtol = rows.shape[-1] * float(jnp.finfo(w.dtype).eps)
-    seen = values > rtol * values[:, :1]
-    right = jnp.where(seen[..., None], right, 0)
+    unseen = values <= rtol * values[:, :1]  # false for NaN, which stays
+    right = jnp.where(unseen[..., None], 0, right)
     residual = columns - right.conj().swapaxes(1, 2) @ (right @ columns)
     residual = residual.swapaxes(0, 1).reshape(first.shape)
     return jnp.moveaxis(residual, range(len(fan_in)), fan_in)
@@ -128,6 +137,11 @@ def _patches(
             f"{shape} with groups={groups}. They end in {space} dimensions of space and "
             f"{width * groups} features."
         )
+    if not _is_padding(padding, space):
+        raise ValueError(
+            f"padding={padding!r}. Give 'SAME', 'VALID' or 'SAME_LOWER', or a pair of ints (low, "
+            f"high) for each of {space} dimensions of space. Pad the inputs for any other."
+        )
     letters = "DHW"[-space:]
     patches = lax.conv_general_dilated_patches(
         inputs.reshape(-1, *inputs.shape[inputs.ndim - space - 1 :]),
@@ -140,3 +154,14 @@ def _patches(
     # It puts features before the window; a kernel has them after.
     patches = patches.reshape(-1, groups, width, math.prod(window))
     return patches.transpose(1, 0, 3, 2).reshape(groups, -1, math.prod(window) * width)
+
+
+def _is_padding(padding: Any, space: int) -> bool:
+    if isinstance(padding, str):
+        return padding.upper() in ("SAME", "VALID", "SAME_LOWER")
+    return (
+        isinstance(padding, Sequence)
+        and len(padding) == space
+        and all(isinstance(pair, Sequence) and len(pair) == 2 for pair in padding)
+        and all(isinstance(n, Integral) for pair in padding for n in pair)
+    )

@@ -1,15 +1,17 @@
 """Numbers about gradients and weights, parameter by parameter."""
 
-from collections.abc import Iterable
+import math
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._axes import Axes, AxesLike, Leaf, axes_from_rank
+from .._axes import AxesLike, Leaf, axes_from_rank
+from .._match import check_names
 from .._project import wide
 from .._shards import resolve_sharded
+from ._lengths import direction, largest, length, over_shards, ratio, together
 
 
 class Removed(NamedTuple):
@@ -63,15 +65,14 @@ def removed_fraction(grads: Any, axes: AxesLike = axes_from_rank, *, specs: Any 
     removed, whole = {}, {}
     for leaf in _arrays(grads, axes, specs):
         g = wide(leaf.value)
-        whole[leaf.path] = _total(_squares(g), leaf)
+        whole[leaf.path] = length(g, mesh_axes=leaf.sharded_along())
         if leaf.axes:
-            mean = _total(g, leaf, leaf.axes) / leaf.fan_in
-            outputs = tuple(set(range(g.ndim)) - set(leaf.axes))
-            squares = _over_shards(jnp.sum(_squares(mean)), leaf.sharded_along(outputs))
-            removed[leaf.path] = squares * leaf.fan_in
+            mean = _total(g, leaf) / leaf.fan_in
+            outputs = leaf.sharded_along(tuple(set(range(g.ndim)) - set(leaf.axes)))
+            removed[leaf.path] = length(mean, mesh_axes=outputs) * math.sqrt(leaf.fan_in)
     return Removed(
-        _root_of_ratio(_sum(removed.values()), _sum(whole.values())),
-        {path: _root_of_ratio(square, whole[path]) for path, square in removed.items()},
+        ratio(together(removed.values()), together(whole.values())),
+        {path: ratio(part, whole[path]) for path, part in removed.items()},
     )
 
 
@@ -111,10 +112,9 @@ def norms(tree: Any, *, specs: Any = None) -> dict[str, Norms]:
     """
     found = {}
     for leaf in _arrays(tree, (), specs):
-        sizes, mesh_axes = jnp.abs(wide(leaf.value)), leaf.sharded_along()
-        largest = jnp.max(sizes, initial=0.0)
-        largest = lax.pmax(largest, mesh_axes) if mesh_axes else largest
-        found[leaf.path] = Norms(jnp.sqrt(_total(sizes * sizes, leaf)), largest)
+        x, mesh_axes = wide(leaf.value), leaf.sharded_along()
+        top = largest(x, None, mesh_axes).reshape(())
+        found[leaf.path] = Norms(length(x, mesh_axes=mesh_axes), top)
     return found
 
 
@@ -153,7 +153,7 @@ def unit_sums(
       [-0.15 -0.15]
     """
     return {
-        leaf.path: _total(wide(leaf.value), leaf, leaf.axes)
+        leaf.path: _total(wide(leaf.value), leaf)
         for leaf in _arrays(params, axes, specs)
         if leaf.axes
     }
@@ -174,7 +174,7 @@ def radial_component(
 
     Args:
       grads: gradients, or updates (pytree of any shapes and dtypes).
-      params: the weights, a tree with arrays of the same shapes.
+      params: the weights, a tree with arrays of the same names and shapes.
       axes: axes tree, prefix tree or label function, as for `centralize`.
       per: ``"unit"`` for the cosine of each output unit, over the fan-in axes; ``"layer"`` for that
         of each whole array.
@@ -203,6 +203,7 @@ def radial_component(
     """
     if per not in ("unit", "layer"):
         raise ValueError(f"per is {per!r}. Use 'unit' or 'layer'.")
+    check_names("grads", grads, params, _is_inexact)
     weights, gradients = _arrays(params, axes, specs), _arrays(grads, (), specs)
     shapes = [[tuple(leaf.value.shape) for leaf in leaves] for leaves in (gradients, weights)]
     if shapes[0] != shapes[1]:
@@ -213,23 +214,18 @@ def radial_component(
     cosines = {}
     for leaf, gradient in zip(weights, gradients, strict=True):
         if leaf.axes:
-            w, g = wide(leaf.value), wide(gradient.value)
-            within = leaf.axes if per == "unit" else None
+            within = leaf.axes if per == "unit" else tuple(range(leaf.value.ndim))
+            mesh_axes = leaf.sharded_along(within)
+            w, g = (direction(wide(x.value), within, mesh_axes) for x in (leaf, gradient))
             # In the convention of jax.grad for complex weights: the derivative along w.
-            dot = _total(jnp.real(w * lax.convert_element_type(g, w.dtype)), leaf, within)
-            lengths = [jnp.sqrt(_total(_squares(x), leaf, within)) for x in (w, g)]
-            both = lengths[0] * lax.convert_element_type(lengths[1], dot.dtype)
-            cosines[leaf.path] = jnp.where(both > 0, dot / jnp.where(both > 0, both, 1), 0)
+            along = jnp.real(w * lax.convert_element_type(g, w.dtype))
+            cosines[leaf.path] = over_shards(jnp.sum(along, within), mesh_axes)
     return cosines
 
 
 def _arrays(tree: Any, axes: AxesLike, specs: Any) -> list[Leaf]:
     """The floating-point and complex arrays of `tree`, whose paths must tell them apart."""
-    leaves = [
-        leaf
-        for leaf in resolve_sharded(axes, specs, tree)
-        if jnp.issubdtype(getattr(leaf.value, "dtype", int), jnp.inexact)
-    ]
+    leaves = [leaf for leaf in resolve_sharded(axes, specs, tree) if _is_inexact(leaf.value)]
     paths = [leaf.path for leaf in leaves]
     if len(set(paths)) < len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
@@ -237,26 +233,10 @@ def _arrays(tree: Any, axes: AxesLike, specs: Any) -> list[Leaf]:
     return leaves
 
 
-def _total(x: jax.Array, leaf: Leaf, axes: Axes | None = None) -> jax.Array:
-    """The sum over `axes`, or all, of `x`, which is sharded as `leaf` is."""
-    return _over_shards(jnp.sum(x, axes), leaf.sharded_along(axes))
+def _is_inexact(x: Any) -> bool:
+    return jnp.issubdtype(getattr(x, "dtype", int), jnp.inexact)
 
 
-def _over_shards(x: jax.Array, mesh_axes: tuple[str, ...]) -> jax.Array:
-    return lax.psum(x, mesh_axes) if mesh_axes else x
-
-
-def _squares(x: jax.Array) -> jax.Array:
-    return jnp.real(x * jnp.conj(x))
-
-
-def _sum(squares: Iterable[jax.Array]) -> jax.Array:
-    """Of scalars in float32 and float64 alike."""
-    squares = list(squares)
-    widest = max((x.dtype for x in squares), key=lambda t: t.itemsize, default=jnp.float32)
-    return sum((lax.convert_element_type(x, widest) for x in squares), jnp.zeros((), widest))
-
-
-def _root_of_ratio(part: jax.Array, whole: jax.Array) -> jax.Array:
-    part = lax.convert_element_type(part, whole.dtype)
-    return jnp.sqrt(jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1), 0))
+def _total(x: jax.Array, leaf: Leaf) -> jax.Array:
+    """The sum of `x`, which is sharded as `leaf` is, over the fan-in."""
+    return over_shards(jnp.sum(x, leaf.axes), leaf.sharded_along(leaf.axes))

@@ -127,7 +127,8 @@ def gather(trace: Any, eqn: Any, value: Value, indices: Value) -> Value:
     tags = {}
     for p, tag in result.tags.items():
         axes = axes_of(value.tags[p].dims[d] for d in looked_up)
-        parts = tag.parts if tag.mixed else tag.parts | {(a, id(eqn)) for a in axes}
+        known = not (tag.mixed or by_data)
+        parts = tag.parts | {(a, id(eqn)) for a in axes} if known else tag.parts
         tags[p] = replace(
             tag, lookup=tag.lookup or bool(axes and not (tag.mixed or tag.reduced)), parts=parts
         )
