@@ -19,6 +19,8 @@ from jax.sharding import PartitionSpec as P
 
 from optax_gc import centralize, rescale_weights
 
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 ADAM = optax.adam(1e-2)
 BEFORE = optax.chain(centralize(), ADAM)
 PARTS = optax.chain(optax.scale_by_adam(), optax.scale_by_learning_rate(1e-2))
@@ -76,7 +78,8 @@ def restored(tmp_path):
             target = jax.eval_shape(tx.init, first_params()) if like is None else like
             return checkpointer.restore(tmp_path / "state", target)
 
-    return save_and_restore
+    yield save_and_restore
+    gc.collect()  # reads that Orbax abandons complain now, and in no later test
 
 
 def moved(state, tx, params):
@@ -162,14 +165,12 @@ def test_rescale_weights_may_be_added_with_the_norms_it_finds(restored):
     )
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_orbax_refuses_norms_recorded_for_other_axes(restored):
     per_unit = optax.chain(ADAM, rescale_weights(HIDDEN))
     per_layer = optax.chain(ADAM, rescale_weights(HIDDEN, per="layer"))
     _, state = started(per_unit)
     with pytest.raises(ValueError, match=r"[Ss]hape"):
         restored(state, per_layer)
-    gc.collect()  # the reads that Orbax abandons complain here, and in no later test
 
 
 def one_device():
