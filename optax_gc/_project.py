@@ -60,7 +60,7 @@ def _in_blocks(x: jax.Array, axes: Axes) -> jax.Array:
     """`x` added up in blocks along the last of `axes`, where that makes its sum faster.
 
     XLA on CPU adds up a large kernel column by column, a cache line for every row: 84 ms for
-    (4096, 16384) and 185 ms for (1024, 32000), where block by block takes 19 and 24 ms (2 cores,
+    (4096, 16384) and 185 ms for (1024, 32000), where block by block takes 24 and 20 ms (2 cores,
     jax 0.10.2). Shards keep whole blocks, or the partitioner would move the kernel.
     """
     along = axes[-1]

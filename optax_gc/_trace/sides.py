@@ -40,6 +40,7 @@ class Side:
 
 
 def is_one_hot(side: Side) -> bool:
+    """Whether a side has a single one along what is contracted, so that it looks rows up."""
     dims = side.value.one_hot
     return dims is not None and all(axes_of((dims[d],)) for d in side.contracted)
 
