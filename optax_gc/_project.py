@@ -44,6 +44,11 @@ def wide(x: Any) -> jax.Array:
     return lax.convert_element_type(x, jnp.float32) if narrow else jnp.asarray(x)
 
 
+def root(squares: jax.Array) -> jax.Array:
+    """The square root, with a derivative of 0 at 0, where it would come out as not a number."""
+    return jnp.where(squares == 0, 0, lax.sqrt(jnp.where(squares == 0, 1, squares)))
+
+
 def _in_turn(axes: Axes, shape: tuple[int, ...]) -> list[Axes]:
     """Which axes to average over together, one group after the other.
 

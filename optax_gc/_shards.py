@@ -82,3 +82,8 @@ def _is_manual(mesh_axis: str) -> bool:
     except NameError:
         return False
     return True
+
+
+def over_shards(x: jax.Array, mesh_axes: tuple[str, ...]) -> jax.Array:
+    """The sum of `x` over all shards."""
+    return lax.psum(x, mesh_axes) if mesh_axes else x

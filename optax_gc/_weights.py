@@ -17,8 +17,8 @@ from jax.core import Tracer
 
 from ._axes import Axes, AxesLike, Leaf, axes_from_rank, is_axes, reasons, resolve
 from ._match import check_names
-from ._project import cast, subtract_mean, wide
-from ._shards import resolve_sharded
+from ._project import cast, root, subtract_mean, wide
+from ._shards import over_shards, resolve_sharded
 
 Params = TypeVar("Params")
 
@@ -210,10 +210,7 @@ def _length(x: jax.Array, axes: Axes, mesh_axes: tuple[str, ...]) -> jax.Array:
     squares = jnp.real(x * jnp.conj(x)) if jnp.iscomplexobj(x) else x * x
     # lax, since jnp.sum would lose the weak type.
     total = lax.reduce_sum(squares, axes)
-    total = lax.psum(total, mesh_axes) if mesh_axes else total
-    total = lax.expand_dims(total, axes)
-    # The root's derivative at 0 is infinite, and would come out as not a number.
-    return jnp.where(total == 0, 0, lax.sqrt(jnp.where(total == 0, 1, total)))
+    return root(lax.expand_dims(over_shards(total, mesh_axes), axes))
 
 
 def _check_shapes(leaf: Leaf, u: Any, radius: Any, sphere: _Sphere) -> None:

@@ -7,15 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import shard_map
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from optax_gc import axes_from_rank
-
-try:
-    from jax import shard_map
-except ImportError:  # before jax 0.8
-    from jax.experimental.shard_map import shard_map
 
 
 class Network(nn.Module):

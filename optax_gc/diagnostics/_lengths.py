@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._axes import Axes
+from .._project import root
+from .._shards import over_shards
 
 
 def length(x: jax.Array, axes: Axes | None = None, mesh_axes: tuple[str, ...] = ()) -> jax.Array:
@@ -34,9 +36,7 @@ def _in_range(
 
 
 def _root_of_squares(x: jax.Array, axes: Axes | None, mesh_axes: tuple[str, ...]) -> jax.Array:
-    squares = over_shards(jnp.sum(jnp.real(x * jnp.conj(x)), axes), mesh_axes)
-    # The root's derivative at 0 is infinite, and would come out as not a number.
-    return jnp.where(squares == 0, 0, jnp.sqrt(jnp.where(squares == 0, 1, squares)))
+    return root(over_shards(jnp.sum(jnp.real(x * jnp.conj(x)), axes), mesh_axes))
 
 
 def together(lengths: Iterable[jax.Array]) -> jax.Array:
@@ -57,8 +57,3 @@ def largest(x: jax.Array, axes: Axes | None, mesh_axes: tuple[str, ...]) -> jax.
     """max |x|, with axes of size one."""
     top = jnp.max(jnp.abs(x), axes, keepdims=True, initial=0.0)
     return lax.pmax(top, mesh_axes) if mesh_axes else top
-
-
-def over_shards(x: jax.Array, mesh_axes: tuple[str, ...]) -> jax.Array:
-    """The sum of x over all shards."""
-    return lax.psum(x, mesh_axes) if mesh_axes else x

@@ -10,8 +10,8 @@ from jax import lax
 from .._axes import AxesLike, Leaf, axes_from_rank
 from .._match import check_names
 from .._project import wide
-from .._shards import resolve_sharded
-from ._lengths import direction, largest, length, over_shards, ratio, together
+from .._shards import over_shards, resolve_sharded
+from ._lengths import direction, largest, length, ratio, together
 
 
 class Removed(NamedTuple):
