@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from .._axes import Axes, path_name, table
-from .provenance import AxisSet
+from .digits import AxisSet
 from .verdict import Verdict
 
 

@@ -4,19 +4,18 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .provenance import NONE, AxisSet, Shape, Use
+from .digits import NONE, AxisSet, Shape
+from .values import Use
 
 ROLES = {
     "weight": "contracted with data",
-    "constant": "contracted with constants; counts if nothing else does",
-    "pair": "contracted with a parameter; the weight is one of the two",
-    "ambiguous": "a weight or an activation",
     "elementwise": "part of an activation: a bias, a scale, a position, an initial state",
-    "scalar": "the same, but summed over axes of its own, which is evidence of nothing",
+    "scalar": "the same, but not repeated along data, which is evidence of nothing",
     "lookup": "indexed by data",
+    "constant": "contracted with constants; counts if nothing else does",
     "statistic": "reduced over its own axes and not combined with data, such as a penalty",
     "returned": "a result of the function",
-    "refused": "something that no rule can follow",
+    "refused": "something that cannot be told",
 }
 
 
@@ -53,31 +52,23 @@ def verdicts(uses: Iterable[Use], shapes: Sequence[Shape]) -> list[Verdict]:
     of: dict[int, list[Use]] = defaultdict(list)
     for use in sorted(uses, key=lambda u: (u.param, u.role, u.where, sorted(u.axes), u.why)):
         of[use.param].append(use)
-    decided = {p: _decisive_axes(of[p], shape) for p, shape in enumerate(shapes)}
-    return [_verdict(of[p], shape, shapes, decided) for p, shape in enumerate(shapes)]
+    fan_in = {p: {_long(u.axes, s) for u in of[p] if u.role == "weight"} for p, s in enumerate(shapes)}
+    decided = {(p, axes) for p, found in fan_in.items() if len(found) == 1 for axes in found}
+    return [_verdict(of[p], shape, decided) for p, shape in enumerate(shapes)]
 
 
 def _long(axes: AxisSet, shape: Shape) -> AxisSet:
     return frozenset(a for a in axes if shape[a] > 1)
 
 
-def _decisive_axes(uses: Sequence[Use], shape: Shape) -> AxisSet | None:
-    """The axes of a parameter that is decisively a weight, and nothing else is known of it."""
-    found = {_long(u.axes, shape) for u in uses if u.role == "weight"}
-    return found.pop() if len(found) == 1 else None
-
-
 def _verdict(
-    uses: Sequence[Use],
-    shape: Shape,
-    shapes: Sequence[Shape],
-    decided: dict[int, AxisSet | None],
+    uses: Sequence[Use], shape: Shape, decided: set[tuple[int, AxisSet]]
 ) -> Verdict:
     by = {role: [u for u in uses if u.role == role] for role in ROLES}
 
     def refuse(why: str, because: Sequence[Use]) -> Verdict:
         at = [*because, *by["weight"]]
-        axes = {_long(u.axes, shape) for u in (*at, *by["pair"], *by["ambiguous"])} - {NONE}
+        axes = {_long(u.axes, shape) for u in at} - {NONE}
         candidates = tuple(sorted(axes, key=sorted))
         return Verdict(candidates=candidates, refused=why, where=_where(at))
 
@@ -89,44 +80,30 @@ def _verdict(
 
     if uses and not _long(frozenset(range(len(shape))), shape):
         return Verdict(how="elementwise only", where=_where(uses))
-    if by["refused"]:
-        return refuse(by["refused"][0].why, by["refused"])
     weights, none = by["weight"], [*by["lookup"], *by["elementwise"]]
+    fan_in = {_long(u.axes, shape) for u in weights}
+    for use in by["refused"]:
+        activation = not weights and use.partners & decided
+        if {_long(use.axes, shape)} != fan_in and not activation:
+            return refuse(use.why, by["refused"])
+    if not weights and by["refused"]:
+        return Verdict(how="activation", where=_where(by["refused"]))
     if weights:
-        fan_in = decided_axes = {_long(u.axes, shape) for u in weights}
         if len(fan_in) > 1:
             texts = " and ".join(sorted(str(tuple(sorted(axes))) for axes in fan_in))
             return refuse(f"conflict: contracted over axes {texts}", weights)
         if by["lookup"]:
-            tied = answer([*weights], "tied")
-            return Verdict(
-                how="tied", where=_where([*weights, *by["lookup"]]), candidates=(tied.axes,)
-            )
+            at = _where([*weights, *by["lookup"]])
+            return Verdict(how="tied", where=at, candidates=(answer(weights, "tied").axes,))
         if none:
             return refuse("contracted with data, and also added to it or multiplied by it", none)
-        for use in (*by["ambiguous"], *by["pair"]):
-            if {_long(use.axes, shape)} != decided_axes:
-                return refuse(use.why, [use])
         how = "conv" if all("conv" in u.where for u in weights) else "dense"
         return answer(weights, how)
-    if by["ambiguous"] and not none:
-        because = by["pair"] or by["ambiguous"]
-        return refuse(because[0].why, because)
-    for use in by["pair"]:
-        weight = [
-            q
-            for q, axes in use.partners
-            if decided[q] is not None and decided[q] == _long(axes, shapes[q])
-        ]
-        if not none and (by["ambiguous"] or not weight):
-            return refuse(use.why, [use])
     if (at := [*none, *by["scalar"]]) and all(u.backward for u in at):
         return refuse("only the gradient that the function itself takes is used", at)
     if none:
         how = "lookup" if by["lookup"] else "elementwise only"
         return Verdict(how=how, where=_where(none))
-    if by["pair"]:
-        return Verdict(how="activation", where=_where(by["pair"]))
     if by["constant"]:
         if len({_long(u.axes, shape) for u in by["constant"]}) > 1:
             return refuse("contracted with constants over different axes", by["constant"])

@@ -1,14 +1,20 @@
 """The walk through a jaxpr: from the parameters to every use that a gradient reaches."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from .liveness import Flags, Liveness, is_inexact, is_literal
-from .mixing import shape_of
-from .provenance import Kind, Shape, Tag, Use, Value, constant, foreign, own
+import numpy as np
+
+from . import jaxprs
+from .digits import NONE, AxisSet, Shape, foreign, has_axes, own
+from .jaxprs import is_inexact, is_literal, shape_of
+from .liveness import Flags, Liveness
 from .rules import RULES
+from .uses import could_be_weight, refuse_pair, with_slices_joined
+from .values import CONSTANT, Kind, Node, Part, Term, Use, Value, constant, nothing
 
 
 class Walk:
@@ -22,52 +28,64 @@ class Walk:
         self.backward = False  # in a gradient that the function itself takes
         self.uses: set[Use] = set()
         self.where = "the function's arguments"
+        self.path: tuple[int, ...] = ()  # the equations that this one is in, and itself
         self._stack: tuple[str, ...] = ()
+        self._bits: dict[tuple[int, frozenset[Part]], int] = {}
         self._recording = True
         self._live: list[frozenset[Any]] = []
 
     def run(
-        self, jaxpr: Any, consts: Sequence[Any], values: Sequence[Value], outs: Flags
+        self, body: jaxprs.Body, values: Sequence[Value], outs: Flags
     ) -> list[Value]:
         """The results of a jaxpr, of which those in `outs` are live."""
+        jaxpr, consts = body
         live = self.liveness.of(jaxpr, outs, self.everything)
-        kind = Kind.DATA if self.constants_are_data else Kind.CONST
-        env = {
-            var: constant(shape_of(var), kind if shape_of(var) else Kind.CONST)
-            for var in jaxpr.constvars
-        }
+        known = dict(zip(jaxpr.constvars, consts, strict=False))
+        env = {var: self._constant(var, known.get(var)) for var in jaxpr.constvars}
         env.update(
             (var, value if var in live else value.without_gradient())
             for var, value in zip(jaxpr.invars, values, strict=True)
         )
-
-        def read(atom: Any) -> Value:
-            return Value(shape_of(atom), varies=own(())) if is_literal(atom) else env[atom]
-
         self._live.append(live)
-        outer, outer_backward = self._stack, self.backward
-        for eqn in jaxpr.eqns:
+        outer, outer_backward, outer_path = self._stack, self.backward, self.path
+        for i, eqn in enumerate(jaxpr.eqns):
             flags = self.live_outputs(eqn)
-            operands = [read(atom) for atom in eqn.invars]
+            operands = [_read(atom, env) for atom in eqn.invars]
             if not any(flags) and not (eqn.effects and self._reaches(eqn, live)):
                 operands = [v.without_gradient() for v in operands]
-            stack = eqn.source_info.name_stack
-            self._stack = (*outer, str(stack)) if str(stack) else outer
-            self.backward = outer_backward or "Transform(name='transpose')" in repr(stack)
+            text = jaxprs.scope(eqn)
+            self._stack = (*outer, text) if text else outer
+            self.backward = outer_backward or jaxprs.is_backward(eqn)
+            self.path = (*outer_path, i)
             self.where = (
                 eqn.primitive.name + (" in " if self._stack else "") + "/".join(self._stack)
             )
-            rule = RULES.get(eqn.primitive.name)
+            rule = None if jaxprs.unknown(eqn) else RULES.get(eqn.primitive.name)
             results = rule(self, eqn, *operands) if rule else self.opaque(eqn, operands)
             results = [results] if isinstance(results, Value) else results
             for var, flag, value in zip(eqn.outvars, flags, results, strict=True):
                 env[var] = value if flag else value.without_gradient()
-        self._stack, self.backward = outer, outer_backward
+        self._stack, self.backward, self.path = outer, outer_backward, outer_path
         self._live.pop()
         return [
-            read(atom) if flag else read(atom).without_gradient()
+            _read(atom, env) if flag else _read(atom, env).without_gradient()
             for atom, flag in zip(jaxpr.outvars, outs, strict=True)
         ]
+
+    def _constant(self, var: Any, array: Any) -> Value:
+        shape = shape_of(var)
+        kind = Kind.DATA if self.constants_are_data and shape else Kind.CONSTANT
+        value = constant(shape, kind)
+        if array is None or len(shape) > 2 or not 1 < math.prod(shape) < _MOST_ELEMENTS:
+            return value
+        array = np.asarray(array)
+        if len(shape) == 1:
+            return replace(value, counts=value.varies) if _counts(array) else value
+        hot = tuple(
+            dim if _single_ones(array, d) else foreign((n,))[0]
+            for d, (dim, n) in enumerate(zip(value.varies, shape, strict=True))
+        )
+        return replace(value, one_hot=hot) if any(map(has_axes, hot)) else value
 
     def _reaches(self, eqn: Any, live: frozenset[Any]) -> bool:
         return any(not is_literal(a) and a in live and is_inexact(a) for a in eqn.invars)
@@ -90,58 +108,103 @@ class Walk:
         yield
         self.everything = before
 
-    def record(self, use: Use) -> None:
-        """Notes a use."""
+    def use(
+        self,
+        p: int,
+        role: str,
+        axes: AxisSet = NONE,
+        outputs: AxisSet = NONE,
+        batch: AxisSet = NONE,
+        why: str = "",
+        partners: frozenset[tuple[int, AxisSet]] = frozenset(),
+    ) -> None:
+        """Notes what a parameter is used for."""
         if self._recording:
+            use = Use(p, role, self.where, axes, outputs, batch, why, self.backward, partners)
             self.uses.add(use)
 
-    def refuse(self, p: int, why: str) -> None:
-        """Notes that a parameter's use cannot be told."""
-        self.record(Use(p, "refused", self.where, why=why))
+    def refuse(
+        self,
+        p: int,
+        why: str,
+        axes: AxisSet = NONE,
+        partners: frozenset[tuple[int, AxisSet]] = frozenset(),
+    ) -> None:
+        """Notes that a parameter's use cannot be told, and over which axes it would be a weight."""
+        self.use(p, "refused", axes, why=why, partners=partners)
 
-    def refuse_all(self, value: Value, why: str) -> bool:
-        """Notes that no parameter in `value` can be told; whether there was one."""
-        for p in value.tags:
-            self.refuse(p, why)
-        return bool(value.tags)
+    def bit(self, p: int, parts: frozenset[Part]) -> int:
+        """The bit that stands for some slices of a parameter where it is noted what was seen."""
+        key = p, parts
+        return 1 << self._bits.setdefault(key, len(self.shapes) + len(self._bits))
 
-    def settle(self, p: int, tag: Tag, value: Value) -> None:
-        """Notes that a parameter has become part of an activation."""
-        self.expose(p, tag, value)
-        role = "lookup" if tag.lookup else "scalar" if tag.reduced else "elementwise"
-        backward = self.backward or "backward" in tag.mixed
-        self.record(Use(p, role, self.where, backward=backward))
+    def is_seen(self, node: Node, seen: int) -> bool:
+        """Whether data was computed from just these slices of a parameter, or from all of it."""
+        return bool(seen & self.bit(node.param, node.parts))
 
-    def expose(self, p: int, tag: Tag, value: Value) -> None:
-        """Notes the reductions of a parameter that turned out to be no statistics of it."""
-        for use in tag.pending:
-            if use.role == "constant" and tag.mixed and not value.active:
-                why = "contracted with constants, then combined with data; are inputs closed over?"
-                use = replace(use, role="ambiguous", why=why)
-            self.record(use)
+    def refuse_all(self, value: Value, why: str) -> None:
+        """Notes that no parameter can be told that is in `value` with its use still to come."""
+        for t in value.terms:
+            for n in t.nodes:
+                self.refuse(n.param, why)
 
     def opaque(self, eqn: Any, values: Sequence[Value]) -> list[Value]:
         """What is known after an operation that nothing is known about."""
-        kind = max((v.kind for v in values), default=Kind.CONST)
+        kind = max((v.kind for v in values), default=Kind.CONSTANT)
+        why = jaxprs.unknown(eqn) or f"there is no rule for {eqn.primitive.name}"
+        seen = 0
         for v in values:
-            for p, tag in v.tags.items():
-                rows = tag.repeated and len([n for n in self.shapes[p] if n > 1]) == 1
-                if rows and tag.mixed:
-                    self.settle(p, tag, v)
-                else:
-                    self.refuse(p, f"there is no rule for {eqn.primitive.name}")
+            seen |= v.seen
+            for t in v.terms:
+                for n in t.nodes:
+                    self.refuse(n.param, why)
+            for e, params in v.echoes.items():
+                for p in params if could_be_weight(e) else ():
+                    self.refuse(p, why)
         loops = frozenset().union(*(v.loops for v in values))
-        return [replace(constant(shape_of(v), kind), loops=loops) for v in eqn.outvars]
+        return [replace(constant(shape_of(v), kind), loops=loops, seen=seen) for v in eqn.outvars]
 
     def finish(self, outputs: Sequence[Value]) -> None:
         """Notes what the function's results hold of each parameter."""
         self.where = "the function's results"
         for value in outputs:
-            for p, tag in value.tags.items():
-                if tag.mixed or tag.pending:
-                    self.settle(p, tag, value)
-                else:
-                    self.record(Use(p, "returned", self.where, why="returned as it is"))
+            for t in with_slices_joined(self, value).terms:
+                for i, n in enumerate(t.nodes):
+                    if t.data is not None:
+                        self.use(n.param, "lookup" if t.picked else "elementwise")
+                    elif len(t.nodes) == 1 and t.edges:
+                        axes = NONE.union(*[a for e in t.edges for j, a in e if j != CONSTANT])
+                        self.use(n.param, "constant", axes)
+                    elif t.edges:
+                        refuse_pair(self, t, i)
+                    else:
+                        self.use(n.param, "returned", why="returned as it is")
+            for e, params in value.echoes.items():
+                for p in params if e.pending else ():
+                    self.refuse(p, e.pending, e.fan_in)
+
+
+_MOST_ELEMENTS = 1 << 20  # a constant larger than that is not looked into
+
+
+def _counts(array: np.ndarray) -> bool:
+    return array.dtype.kind in "iuf" and np.array_equal(array, np.arange(len(array)))
+
+
+def _single_ones(array: np.ndarray, axis: int) -> bool:
+    """Whether an array has a single one along an axis, and zeros."""
+    numbers = array.dtype.kind in "biuf" and ((array == 0) | (array == 1)).all()
+    return bool(numbers and (array.sum(axis) == 1).all())
+
+
+def _read(atom: Any, env: dict[Any, Value]) -> Value:
+    if not is_literal(atom):
+        return env[atom]
+    value = nothing(shape_of(atom))
+    whole = getattr(atom.val, "dtype", None) is None or str(atom.val.dtype)[:3] in ("int", "uin", "boo")
+    if not shape_of(atom) and isinstance(atom.val, int) or (not shape_of(atom) and whole and not isinstance(atom.val, float)):
+        return replace(value, number=int(atom.val))
+    return value
 
 
 def walk(closed: Any, n_params: int, data: Sequence[bool]) -> set[Use]:
@@ -153,15 +216,18 @@ def walk(closed: Any, n_params: int, data: Sequence[bool]) -> set[Use]:
       data: which of the other inputs are data, and not random keys. If none is, the constants
         that the function closes over stand for it.
     """
-    jaxpr = closed.jaxpr
+    body = jaxprs.opened(closed)
+    jaxpr = body.jaxpr
     shapes = [shape_of(v) for v in jaxpr.invars[:n_params]]
     trace = Walk(shapes, constants_are_data=not any(data))
     values = [
-        Value(shape, Kind.PARAM, {p: Tag(own(shape))}, varies=foreign(shape))
+        Value(
+            shape, Kind.PARAMETER, foreign(shape), (Term((Node(p, own(shape)),)),), seen=1 << p
+        )
         for p, shape in enumerate(shapes)
     ]
     for var, is_data in zip(jaxpr.invars[n_params:], data, strict=True):
-        values.append(constant(shape_of(var), Kind.DATA if is_data else Kind.CONST))
+        values.append(constant(shape_of(var), Kind.DATA if is_data else Kind.CONSTANT))
     outs = tuple(is_inexact(v) and not is_literal(v) for v in jaxpr.outvars)
-    trace.finish(trace.run(jaxpr, closed.consts, values, outs))
+    trace.finish(trace.run(body, values, outs))
     return trace.uses

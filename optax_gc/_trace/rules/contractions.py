@@ -1,16 +1,15 @@
 """Rules for the operations that contract: dot_general, ragged_dot and convolution.
 
-Each of them says which dimensions of its two operands are contracted and which go where in the
-result, as two `Side`s for `contract`.
+Each says which dimensions of its operands go where in their product, and which of that are summed.
 """
 
 from dataclasses import replace
 from typing import Any
 
-from ..contraction import contract
-from ..mixing import shape_of
-from ..provenance import Kind, Shape, Value, repeats, reshape
-from ..sides import Side
+from ..digits import Shape, repeats, reshape
+from ..jaxprs import shape_of
+from ..sums import Onto, contract
+from ..values import Kind, Value
 
 
 def dot_general(trace: Any, eqn: Any, a: Value, b: Value) -> Value:
@@ -31,19 +30,23 @@ def ragged_dot(trace: Any, eqn: Any, a: Value, b: Value, sizes: Value) -> Value:
 def _dot(
     trace: Any, a: Value, b: Value, numbers: Any, groups: tuple[int, ...], shape: Shape
 ) -> Value:
-    (a_contracted, b_contracted), (a_batch, b_batch) = ((tuple(x), tuple(y)) for x, y in numbers)
-    a_free = [d for d in range(len(a.shape)) if d not in (*a_contracted, *a_batch)]
-    b_free = [d for d in range(len(b.shape)) if d not in (*b_contracted, *b_batch, *groups)]
-    left = Side(a, a_contracted, a_batch, (*a_batch, *a_free, *[None] * len(b_free)))
-    right = Side(b, b_contracted, (*b_batch, *groups), (*b_batch, *[None] * len(a_free), *b_free))
-    return contract(trace, left, right, shape)
+    (a_sum, b_sum), (a_batch, b_batch) = ((tuple(x), tuple(y)) for x, y in numbers)
+    a_free = [d for d in range(len(a.shape)) if d not in (*a_sum, *a_batch)]
+    b_free = [d for d in range(len(b.shape)) if d not in (*b_sum, *b_batch, *groups)]
+    a_onto = (*a_batch, *a_free, *[None] * len(b_free), *a_sum)
+    b_onto = (*b_batch, *[None] * len(a_free), *b_free, *b_sum)
+    full = (*shape, *(a.shape[d] for d in a_sum))
+    if groups:  # which of them a row belongs to is chosen by data
+        b = b.moved(lambda d: tuple(() if i in groups else x for i, x in enumerate(d)), b.shape)
+    return contract(trace, a, b, a_onto, b_onto, full, len(shape))
 
 
 def conv_general_dilated(trace: Any, eqn: Any, image: Value, kernel: Value) -> Value:
     """A convolution: the kernel's window and input features are contracted.
 
     Groups are a batch: the output features (and of the two operands' others, the input features or
-    the batch) are split into groups by features.
+    the batch) are split into groups by features. Of the image nothing is known along the window,
+    but that it varies there if it does along the dimension that the window slides along.
     """
     numbers, shape = eqn.params["dimension_numbers"], shape_of(eqn.outvars[0])
     by_feature, by_batch = eqn.params["feature_group_count"], eqn.params["batch_group_count"]
@@ -60,25 +63,27 @@ def conv_general_dilated(trace: Any, eqn: Any, image: Value, kernel: Value) -> V
     def after(d: int, at: int) -> int:
         return d + (d >= at)
 
-    i_onto: list[int | None] = [None] * len(grouped)
-    k_onto: list[int | None] = [None] * len(grouped)
+    k_sum = [after(k, k_out) for k in (k_in, *k_window)]
+    i_onto: list[int | None] = [None] * (len(grouped) + len(k_sum))
+    k_onto: list[int | None] = [*[None] * len(grouped), *k_sum]
     i_onto[after(o_batch, o_feature)] = after(i_batch, i_split)
     i_onto[o_feature], k_onto[o_feature] = i_split, k_out
     k_onto[o_feature + 1] = k_out + 1
-    for i, o in zip(i_window, o_window, strict=True):
+    i_onto[len(grouped)] = after(i_feature, i_split)
+    for j, (i, o) in enumerate(zip(i_window, o_window, strict=True)):
         i_onto[after(o, o_feature)] = after(i, i_split)
-    left = Side(image, (after(i_feature, i_split),), (i_split,), tuple(i_onto))
-    contracted = tuple(after(k, k_out) for k in (k_in, *k_window))
-    right = Side(kernel, contracted, (k_out,), tuple(k_onto))
-    if kernel.kind == Kind.DATA and (pure := {p for p, t in image.tags.items() if not t.mixed}):
+        i_onto[len(grouped) + 1 + j] = after(i, i_split)
+    if kernel.kind == Kind.DATA and (pure := [t for t in image.terms if t.data is None]):
         # The right operand is the kernel, but for jnp.convolve, which puts the longer one left.
-        if not any(repeats(image.tags[p].dims) for p in pure):
+        if not any(repeats(n.dims) for t in pure for n in t.nodes):
             return trace.opaque(eqn, (image, kernel))[0]
-        for p in pure:
-            trace.settle(p, image.tags[p], image)
-        tags = {p: t for p, t in image.tags.items() if t.mixed}
-        left = replace(left, value=replace(image, tags=tags, kind=Kind.DATA))
-    result = contract(trace, left, right, grouped)
+        for t in pure:
+            for n in t.nodes:
+                trace.use(n.param, "elementwise")
+        terms = tuple(t for t in image.terms if t.data is not None)
+        image = replace(image, terms=terms, kind=Kind.DATA, varies=image.support)
+    full = (*grouped, *(kernel.shape[d] for d in k_sum))
+    result = contract(trace, image, kernel, i_onto, k_onto, full, len(grouped))
     return result.moved(lambda dims: reshape(dims, shape), shape)
 
 

@@ -1,9 +1,14 @@
 """Rules for operations that work element by element."""
 
+import operator
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from ..mixing import combine, shape_of
-from ..provenance import Kind, Value, axes_of, constant, foreign
+from ..digits import foreign, has_axes
+from ..jaxprs import shape_of
+from ..products import add, aligned, bend, bent, multiply
+from ..values import Kind, Value, constant
 
 
 def unary(trace: Any, eqn: Any, value: Value) -> Value:
@@ -13,31 +18,36 @@ def unary(trace: Any, eqn: Any, value: Value) -> Value:
 
 def nonlinear(trace: Any, eqn: Any, *values: Value) -> Value:
     """Anything else position by position: axes stay, but products are activations from here on."""
-    n = len(values)
-    return combine(trace, values, shape_of(eqn.outvars[0]), ("other",) * n, (False,) * n)
+    return _with_number(eqn, bend(trace, values, shape_of(eqn.outvars[0])), values)
 
 
-def add(trace: Any, eqn: Any, *values: Value) -> Value:
+def add_(trace: Any, eqn: Any, *values: Value) -> Value:
     """A sum: a bias, a residual, a low-rank update, noise."""
-    n = len(values)
-    return combine(trace, values, shape_of(eqn.outvars[0]), ("add",) * n, (True,) * n)
+    return _with_number(eqn, add(trace, values, shape_of(eqn.outvars[0])), values)
 
 
 def mul(trace: Any, eqn: Any, a: Value, b: Value) -> Value:
     """A product: a scale, a gate, a mask, modulation, or half of a contraction."""
-    return combine(trace, (a, b), shape_of(eqn.outvars[0]), ("mul", "mul"), (True, True))
+    return _with_number(eqn, multiply(trace, a, b, shape_of(eqn.outvars[0])), (a, b))
 
 
 def div(trace: Any, eqn: Any, a: Value, b: Value) -> Value:
     """A quotient, linear in the numerator alone."""
-    return combine(trace, (a, b), shape_of(eqn.outvars[0]), ("mul", "mul"), (True, False))
+    shape = shape_of(eqn.outvars[0])
+    below = b if b.kind == Kind.CONSTANT or not (b.terms or b.echoes) else bent(trace, b)
+    return _with_number(eqn, multiply(trace, a, below, shape), (a, b))
 
 
 def select_n(trace: Any, eqn: Any, which: Value, *cases: Value) -> Value:
     """A choice: a mask where the cases are no data, else one value put in the place of another."""
-    how = ("mul",) + ("add",) * len(cases)
     shape = shape_of(eqn.outvars[0])
-    return combine(trace, (which, *cases), shape, how, (True,) * len(how))
+    if which.number is not None:
+        return aligned(cases[which.number], shape)
+    chosen = add(trace, cases, shape)
+    choice = which.without_gradient()
+    if choice.kind == Kind.DATA or any(has_axes(d) for d in choice.varies):
+        return multiply(trace, chosen, choice, shape)
+    return chosen
 
 
 def equal(trace: Any, eqn: Any, a: Value, b: Value) -> Value:
@@ -45,17 +55,17 @@ def equal(trace: Any, eqn: Any, a: Value, b: Value) -> Value:
     shape = shape_of(eqn.outvars[0])
     result = nonlinear(trace, eqn, a, b)
     for counter, other in ((a, b), (b, a)):
-        if counter.counts is None or (counter.shape != shape and len(counter.shape) != len(shape)):
+        if counter.counts is None or len(counter.shape) != len(shape):
             continue
+        other = aligned(other, shape)
         along = []
-        for d, dim in enumerate(counter.counts):
-            repeated = not other.shape or other.shape[d] == 1 or not axes_of((other.varies[d],))
-            hot = bool(axes_of((dim,))) and repeated
-            along.append(dim if hot else foreign((shape[d],))[0])
-        if axes_of(along):
-            return Value(
-                shape, result.kind, result.tags, varies=result.varies, one_hot=tuple(along)
+        for d, dim in enumerate(aligned(counter, shape).counts or ()):
+            repeated = not has_axes(other.varies[d]) or (
+                other.counts is not None and not has_axes(other.counts[d])
             )
+            along.append(dim if has_axes(dim) and repeated else foreign((shape[d],))[0])
+        if any(has_axes(dim) for dim in along):
+            return replace(result, one_hot=tuple(along))
     return result
 
 
@@ -72,9 +82,24 @@ def stop_gradient(trace: Any, eqn: Any, value: Value) -> Value:
 def random_bits(trace: Any, eqn: Any, *values: Value) -> Value:
     """Randomness: a constant, whatever its key, or the data of a model that has no other."""
     shape = shape_of(eqn.outvars[0])
-    kind = Kind.DATA if trace.constants_are_data else Kind.CONST
+    kind = Kind.DATA if trace.constants_are_data else Kind.CONSTANT
     return constant(shape, kind)
 
+
+def _with_number(eqn: Any, result: Value, values: tuple[Value, ...]) -> Value:
+    numbers = [v.number for v in values]
+    fold = _NUMBERS.get(eqn.primitive.name)
+    if fold is None or None in numbers:
+        return result.plain() if result.number is not None else result
+    return replace(result, number=int(fold(*numbers)))
+
+
+_NUMBERS: dict[str, Callable[..., Any]] = {
+    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "neg": operator.neg,
+    "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge,
+    "eq": operator.eq, "ne": operator.ne, "max": max, "min": min,
+    "clamp": lambda low, x, high: max(low, min(x, high)),
+}  # fmt: skip
 
 _MOVES_NOTHING = """
     neg convert_element_type copy real imag conj reduce_precision
@@ -92,12 +117,13 @@ _NONLINEAR = """
     shift_left shift_right_logical shift_right_arithmetic
 """
 
-RULES = {
+RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(_MOVES_NOTHING.split(), unary),
-    **dict.fromkeys(("add", "add_any", "sub", "complex"), add),
+    **dict.fromkeys(("add", "add_any", "sub", "complex"), add_),
     "mul": mul,
     "div": div,
     "select_n": select_n,
+    "select_if_vmap": lambda trace, eqn, which, yes, no: select_n(trace, eqn, which, no, yes),
     "eq": equal,
     **dict.fromkeys(_NONLINEAR.split(), nonlinear),
     **dict.fromkeys(_IDENTITIES.split(), identity),

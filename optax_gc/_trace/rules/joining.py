@@ -1,25 +1,18 @@
 """Rules for operations that put values together: concatenation, padding, updates."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from ..mixing import aligned, combine, shape_of
-from ..provenance import (
-    Dims,
-    Shape,
-    Value,
-    axes_of,
-    is_whole,
-    lost,
-)
+from ..digits import NONE, VARYING, Dims, Shape, axes_of, has_axes, is_whole, lost
+from ..jaxprs import shape_of
+from ..products import add, aligned, multiply
+from ..values import Kind, Node, Value, constant, regrouped
 
 
 def concatenate(trace: Any, eqn: Any, *values: Value) -> Value:
     """Values one after another: each keeps its axes whole, at an offset."""
-    d, shape = eqn.params["dimension"], shape_of(eqn.outvars[0])
-    return join_along(trace, values, d, shape)
+    return join_along(trace, values, eqn.params["dimension"], shape_of(eqn.outvars[0]))
 
 
 def stack(trace: Any, eqn: Any, *values: Value) -> Value:
@@ -34,61 +27,76 @@ def stack(trace: Any, eqn: Any, *values: Value) -> Value:
 
 
 def join_along(trace: Any, values: tuple[Value, ...], d: int, shape: Shape) -> Value:
-    """Puts values side by side along dimension `d`, and combines what they have in common."""
-    counts: dict[int, int] = {}
-    for v in values:
-        for p in v.tags:
-            counts[p] = counts.get(p, 0) + 1
+    """Puts values side by side along dimension `d`, and joins what they have in common."""
+    if len(values) == 1:
+        return values[0]
+    nodes = [n for v in values for t in v.terms for n in t.nodes]
+    counts = {p: sum(n.param == p for n in nodes) for p in {n.param for n in nodes}}
+
+    def place(node: Node) -> Node:
+        # Side by side, slices are not added up: the axis they were taken from is now here.
+        axes = axes_of((node.dims[d],))
+        sliced = NONE.union(*[part.axes for part in node.parts if part.index is not None])
+        mine = [n for n in nodes if n.param == node.param]
+        indices = {part.index for n in mine for part in n.parts}
+        p = node.param
+        every = len(sliced) == 1 and not axes and all(len(n.parts) == 1 for n in mine)
+        whole = (
+            indices == set(range(trace.shapes[p][min(sliced)])) and len(mine) == len(indices)
+            if every
+            else counts[p] == 1
+            and not node.parts
+            and all(is_whole((node.dims[d],), a, trace.shapes[p][a]) for a in axes)
+        )
+        unknown = NONE.union(*[part.axes for part in node.parts])
+        dim = lost(shape[d], axes | unknown, whole)
+        return Node(p, (*node.dims[:d], dim, *node.dims[d + 1 :]))
 
     def embed(v: Value) -> Value:
         def widen(dims: Dims) -> Dims:
             return (*dims[:d], lost(shape[d], axes_of((dims[d],))), *dims[d + 1 :])
 
-        tags = {}
-        for p, t in v.tags.items():
-            # Side by side, slices are not added up: the axis they were taken from is now here.
-            axes, sliced = axes_of((t.dims[d],)), frozenset(a for a, _ in t.parts)
-            whole = (
-                counts[p] == 1
-                and not sliced
-                and all(is_whole((t.dims[d],), a, trace.shapes[p][a]) for a in axes)
-            )
-            dims = (*t.dims[:d], lost(shape[d], axes | sliced, whole), *t.dims[d + 1 :])
-            tags[p] = replace(t, dims=dims, parts=frozenset())
-        moved = replace(v, tags={}, one_hot=None, counts=None).moved(widen, shape)
-        return replace(moved, tags=tags)
+        def differs(dims: Dims) -> Dims:  # one value from the next
+            return (*dims[:d], lost(shape[d], VARYING), *dims[d + 1 :])
 
-    n = len(values)
-    return combine(trace, [embed(v) for v in values], shape, ("add",) * n, (True,) * n)
+        moved = v.plain().moved(widen, shape)
+        terms = tuple(
+            t._replace(
+                nodes=tuple(place(n) for n in before.nodes),
+                data=t.data and differs(t.data),
+            )
+            for t, before in zip(moved.terms, v.terms, strict=True)
+        )
+        echoes = regrouped((e._replace(parts=frozenset()), ps) for e, ps in moved.echoes.items())
+        varies = moved.varies if v.terms and v.kind != Kind.DATA else differs(moved.varies)
+        return replace(moved, terms=terms, echoes=echoes, varies=varies)
+
+    return add(trace, [embed(v) for v in values], shape)
 
 
 def pad(trace: Any, eqn: Any, value: Value, filler: Value) -> Value:
     """Puts the value into a larger one; what is padded stays whole unless padding is negative."""
-    shape = shape_of(eqn.outvars[0])
-    config = eqn.params["padding_config"]
+    shape, config = shape_of(eqn.outvars[0]), eqn.params["padding_config"]
 
-    def widen(p: int | None) -> Callable[[Dims], Dims]:
-        def widened(dims: Dims) -> Dims:
-            result: list[Any] = []
-            for dim, new, (low, high, _) in zip(dims, shape, config, strict=True):
-                size = math.prod(f.size for f in dim)
-                axes = axes_of((dim,))
-                whole = (
-                    low >= 0
-                    and high >= 0
-                    and p is not None
-                    and all(is_whole((dim,), a, trace.shapes[p][a]) for a in axes)
-                )
-                same = size == new and low == high == 0
-                result.append(dim if same else lost(new, axes, whole))
-            return tuple(result)
+    def widen(dims: Dims, p: int | None = None) -> Dims:
+        result: list[Any] = []
+        for dim, new, (low, high, _) in zip(dims, shape, config, strict=True):
+            size, axes = math.prod(f.size for f in dim), axes_of((dim,))
+            whole = (
+                low >= 0
+                and high >= 0
+                and p is not None
+                and all(is_whole((dim,), a, trace.shapes[p][a]) for a in axes)
+            )
+            result.append(dim if size == new and low == high == 0 else lost(new, axes, whole))
+        return tuple(result)
 
-        return widened
-
-    moved = value.moved(widen(None), shape)
-    tags = {p: replace(t, dims=widen(p)(t.dims)) for p, t in value.tags.items()}
-    moved = replace(moved, tags=tags, one_hot=None, counts=None)
-    return combine(trace, (moved, aligned(filler, shape)), shape, ("add", "add"), (True, True))
+    moved = value.plain().moved(widen, shape)
+    terms = tuple(
+        t._replace(nodes=tuple(n._replace(dims=widen(n.dims, n.param)) for n in before.nodes))
+        for t, before in zip(moved.terms, value.terms, strict=True)
+    )
+    return add(trace, (replace(moved, terms=terms), aligned(filler, shape)), shape)
 
 
 def dynamic_update_slice(
@@ -97,16 +105,13 @@ def dynamic_update_slice(
     """Writes a window, as into a cache: the two are side by side afterwards."""
     for s in starts:
         trace.refuse_all(s, "a parameter is an index")
-    return _written(trace, value, update, shape_of(eqn.outvars[0]))
+    shape = shape_of(eqn.outvars[0])
 
-
-def _written(trace: Any, value: Value, update: Value, shape: Shape) -> Value:
     def place(dims: Dims) -> Dims:
         sizes = zip(dims, update.shape, shape, strict=True)
         return tuple(dim if old == new else lost(new, axes_of((dim,))) for dim, old, new in sizes)
 
-    spread = replace(update.moved(place, shape), one_hot=None, counts=None)
-    return combine(trace, (value, spread), shape, ("add", "add"), (True, True))
+    return add(trace, (value, update.plain().moved(place, shape)), shape)
 
 
 def scatter(trace: Any, eqn: Any, value: Value, indices: Value, updates: Value) -> Value:
@@ -130,13 +135,17 @@ def scatter(trace: Any, eqn: Any, value: Value, indices: Value, updates: Value) 
             result[d] = dims[i] if same else lost(shape[d], axes_of((dims[i],)) | elsewhere)
         return tuple(result)
 
-    spread = replace(updates.moved(place, shape), one_hot=None, counts=None)
-    for p, tag in updates.tags.items():
-        scattered = tag.axes - axes_of(tag.dims[i] for i in kept.values())
-        if scattered and "mul" in tag.mixed:
-            trace.refuse(p, "its product with data is summed by a scatter")
-    how = "mul" if eqn.primitive.name == "scatter-mul" else "add"
-    return combine(trace, (value, spread), shape, (how, how), (True, True))
+    for t in updates.terms:
+        for n in t.nodes:
+            scattered = axes_of(n.dims) - axes_of(n.dims[i] for i in kept.values())
+            if scattered and t.data is not None:
+                trace.refuse(n.param, "its product with data is summed by a scatter")
+    spread = updates.plain().moved(place, shape)
+    if indices.kind == Kind.DATA and value.kind == updates.kind == Kind.CONSTANT:
+        return constant(shape, Kind.DATA)
+    if eqn.primitive.name == "scatter-mul":
+        return multiply(trace, value.plain(), spread, shape)
+    return add(trace, (value, spread), shape)
 
 
 RULES = {

@@ -3,15 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from ..mixing import shape_of
-from ..provenance import (
-    Dims,
-    Shape,
-    Value,
-    foreign,
-    lost,
-    reshape,
-)
+from ..jaxprs import shape_of
+from ..digits import VARYING, Dims, Factor, Shape, foreign, reshape
+from ..values import Value
 
 
 def moves(by: Callable[[Any, Shape], Callable[[Dims], Dims]]) -> Callable[..., Value]:
@@ -81,7 +75,7 @@ def iota(trace: Any, eqn: Any, *sizes: Value) -> Value:
     """Counts along one dimension."""
     shape = shape_of(eqn.outvars[0])
     along = tuple(
-        lost(n, frozenset({0}), True) if i == eqn.params["dimension"] else foreign((n,))[0]
+        (Factor(n, VARYING, None),) if i == eqn.params["dimension"] and n > 1 else foreign((n,))[0]
         for i, n in enumerate(shape)
     )
     return Value(shape, varies=along, counts=along)

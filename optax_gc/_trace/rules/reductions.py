@@ -3,33 +3,39 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..mixing import shape_of
-from ..provenance import Dims, Shape, Value, axes_of, lost
-from ..summing import reduced
+from ..digits import Dims, Shape, axes_of, lost
+from ..jaxprs import shape_of
+from ..products import bent
+from ..sums import summed
+from ..values import Value
 
 
 def reduce_(trace: Any, eqn: Any, *values: Value) -> list[Value]:
     """A reduction that drops dimensions."""
     over = eqn.params["axes"] if "axes" in eqn.params else eqn.params["dimensions"]
-    linear = eqn.primitive.name == "reduce_sum"
 
     def keep(dims: Dims) -> Dims:
         return tuple(dim for i, dim in enumerate(dims) if i not in over)
 
     shapes = [shape_of(v) for v in eqn.outvars]
-    return [reduced(trace, v, over, keep, s, linear) for v, s in zip(values, shapes, strict=False)]
+    if eqn.primitive.name != "reduce_sum":
+        values = tuple(bent(trace, v) for v in values)
+    return [summed(trace, v, over, keep, s) for v, s in zip(values, shapes, strict=False)]
 
 
 def shuffled(trace: Any, value: Value, over: Iterable[int], shape: Shape) -> Value:
     """What every element along the dimensions `over` may have come from any other."""
     over = tuple(over)
 
-    def keep(dims: Dims) -> Dims:
+    def shuffle(dims: Dims) -> Dims:
         return tuple(
             lost(shape[i], axes_of((dim,))) if i in over else dim for i, dim in enumerate(dims)
         )
 
-    return reduced(trace, value, over, keep, shape, linear=True)
+    # A sum of parameters over their own axes is a statistic of them; of activations, a sum of those
+    # elements, which are still there. Both hold here.
+    summed(trace, value, over, lambda dims: dims, value.shape)
+    return value.plain().moved(shuffle, shape)
 
 
 def along_axis(trace: Any, eqn: Any, value: Value) -> Value:

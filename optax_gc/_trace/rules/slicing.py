@@ -1,49 +1,66 @@
 """Rules for operations that take parts of values: slices and lookups."""
 
+import math
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..liveness import is_literal
-from ..mixing import mix, shape_of
-from ..provenance import (
-    NONE,
-    Dims,
-    Factor,
-    Kind,
-    Shape,
-    Value,
-    axes_of,
-    foreign,
-    lost,
-    overlay,
-)
+from ..digits import NONE, Dims, Factor, Shape, axes_of, foreign, has_axes, lost, vary
+from ..jaxprs import is_literal, shape_of
+from ..products import multiply
+from ..values import Kind, Node, Part, Term, Value, regrouped
 
 
-def cut(value: Value, shape: Shape, part: Any) -> Value:
+def cut(trace: Any, value: Value, shape: Shape, starts: Sequence[Hashable]) -> Value:
     """A window of `value`: of a parameter's axis that is cut, only a part is left.
 
     Args:
+      trace: the walk.
       value: what is cut.
       shape: of the window.
-      part: identifies the window, so that different ones of one parameter are told apart.
+      starts: where it begins along each dimension: a number, or what stands for an unknown one.
     """
+    cuts = [d for d, (n, m) in enumerate(zip(value.shape, shape, strict=True)) if n != m]
 
     def window(dims: Dims) -> Dims:
-        sizes = zip(dims, value.shape, shape, strict=True)
-        return tuple(dim if old == new else _window(dim, new) for dim, old, new in sizes)
+        return tuple([_window(dim, shape[d]) if d in cuts else dim for d, dim in enumerate(dims)])
 
-    result = value.moved(window, shape)
-    tags = {}
-    for p, tag in result.tags.items():
-        before = value.tags[p]
-        touched = axes_of(
-            d for d, n, m in zip(before.dims, value.shape, shape, strict=True) if n != m
+    def parts(node: Node) -> frozenset[Part]:
+        found = set(node.parts)
+        for d in cuts:
+            if axes := axes_of((node.dims[d],)):
+                start, dim = starts[d], node.dims[d]
+                plain = len(dim) == 1 and dim[0].stride == 1 and shape[d] == 1
+                index = start if isinstance(start, int) and plain else None
+                found.add(Part((start, shape[d], dim), axes, index=index))
+        return frozenset(found)
+
+    result = value.plain().moved(window, shape)
+    seen = value.seen
+    terms = tuple(
+        [
+            after
+            if before.data is not None
+            else after._replace(
+                nodes=tuple(
+                    [n._replace(parts=parts(m)) for n, m in zip(after.nodes, before.nodes, strict=True)]
+                )
+            )
+            for before, after in zip(value.terms, result.terms, strict=True)
+        ]
+    )
+    for t in terms:
+        for n in t.nodes if t.data is None else ():
+            seen |= trace.bit(n.param, n.parts) if n.parts else 0
+    if value.echoes and cuts:
+        before = regrouped(
+            (e._replace(cut=e.cut | axes_of(e.dims[d] for d in cuts if shape[d] == 1)), params)
+            for e, params in value.echoes.items()
         )
-        parts = tag.parts | {(a, part) for a in touched} if not tag.mixed else tag.parts
-        # Selecting from an activation is no reduction, yet less than the whole axis is left.
-        gone = (touched - tag.axes) if tag.mixed else NONE
-        tags[p] = replace(tag, parts=parts, reduced=tag.reduced | gone)
-    return replace(result, tags=tags)
+        echoes = regrouped((e.moved(window), params) for e, params in before.items())
+        result = replace(result, echoes=echoes)
+    one_hot = value.one_hot if value.one_hot and not any(has_axes(value.one_hot[d]) for d in cuts) else None
+    return replace(result, terms=terms, seen=seen, one_hot=one_hot and window(one_hot))
 
 
 def _window(dim: tuple[Factor, ...], size: int) -> tuple[Factor, ...]:
@@ -57,41 +74,62 @@ def _window(dim: tuple[Factor, ...], size: int) -> tuple[Factor, ...]:
 
 def slice_(trace: Any, eqn: Any, value: Value) -> Value:
     """A static slice."""
-    part = eqn.params["start_indices"], eqn.params["limit_indices"], eqn.params["strides"]
-    return cut(value, shape_of(eqn.outvars[0]), part)
+    starts, strides = eqn.params["start_indices"], eqn.params["strides"]
+    at = starts if strides is None else tuple(zip(starts, strides, strict=True))
+    if strides is not None and all(n == 1 for n in strides):
+        at = starts
+    return cut(trace, value, shape_of(eqn.outvars[0]), at)
 
 
 def split(trace: Any, eqn: Any, value: Value) -> list[Value]:
     """Slices that cover a dimension."""
-    return [cut(value, shape_of(v), (id(eqn), i)) for i, v in enumerate(eqn.outvars)]
+    axis, results, start = eqn.params["axis"], [], 0
+    for var, size in zip(eqn.outvars, eqn.params["sizes"], strict=True):
+        starts = [start if d == axis else 0 for d in range(len(value.shape))]
+        results.append(cut(trace, value, shape_of(var), starts))
+        start += int(size)
+    return results
 
 
 def dynamic_slice(trace: Any, eqn: Any, value: Value, *starts: Value) -> Value:
     """A slice that starts where other values say; a lookup if those are data."""
     shape = shape_of(eqn.outvars[0])
-    at = tuple(int(a.val) if is_literal(a) else id(a) for a in eqn.invars[1:])
-    result = cut(value, shape, at)
-    if any(trace.refuse_all(s, "a parameter is an index") for s in starts):
-        return result
+    for s in starts:
+        trace.refuse_all(s, "a parameter is an index")
+    at = [
+        min(max(s.number if s.number >= 0 else s.number + n, 0), n - m)
+        if s.number is not None
+        else ("slice", trace.path, d)
+        for d, (s, n, m) in enumerate(zip(starts, value.shape, shape, strict=True))
+    ]
+    result = cut(trace, value, shape, at)
     if shape != value.shape and max(s.kind for s in starts) == Kind.DATA:
-        cut_axes = {p: t.axes - result.tags[p].axes for p, t in value.tags.items()}
-        return selected(result, cut_axes)
+        return _picked(result, foreign(shape))
     return result
 
 
-def selected(value: Value, axes: dict[int, frozenset[int]]) -> Value:
-    """Marks what data has chosen from each parameter, along which of its axes."""
-    tags = {
-        p: replace(mix(t, ("select",), foreign(value.shape)), lookup=t.lookup or bool(axes.get(p)))
-        for p, t in value.tags.items()
-    }
-    return replace(value, tags=tags, kind=Kind.DATA)
+def _picked(value: Value, indices: Dims) -> Value:
+    """Marks what indices that are data, and vary along some dimensions, have chosen."""
+    if value.kind == Kind.DATA:
+        return replace(value, varies=vary(value.varies, indices))
+    # Slices that data chose are rows of a table, not slices that could be told apart.
+    terms = tuple(
+        t._replace(
+            nodes=tuple(n._replace(parts=frozenset()) for n in t.nodes),
+            data=indices,
+            picked=indices,
+            last=indices,
+        )
+        for t in value.terms
+    )
+    return replace(value, kind=Kind.DATA, varies=vary(value.varies, indices), terms=terms)
 
 
 def gather(trace: Any, eqn: Any, value: Value, indices: Value) -> Value:
     """A lookup by indices, such as an embedding: rows of the axes that are indexed."""
     shape, numbers = shape_of(eqn.outvars[0]), eqn.params["dimension_numbers"]
     trace.refuse_all(indices, "a parameter is an index")
+    sizes = eqn.params["slice_sizes"]
     gone = set(numbers.collapsed_slice_dims) | set(numbers.operand_batching_dims)
     offsets = dict(
         zip([d for d in range(len(value.shape)) if d not in gone], numbers.offset_dims, strict=True)
@@ -101,11 +139,23 @@ def gather(trace: Any, eqn: Any, value: Value, indices: Value) -> Value:
         zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True)
     )
     by_data = indices.kind == Kind.DATA
-    looked_up = [
-        d
-        for d in range(len(value.shape))
-        if d not in paired and eqn.params["slice_sizes"][d] != value.shape[d]
-    ]
+    looked_up = [d for d in range(len(value.shape)) if d not in paired and sizes[d] != value.shape[d]]
+    one = all(shape[i] == 1 for i in batch) and len(numbers.start_index_map) == 1
+    if one and not by_data and looked_up == list(numbers.start_index_map) and not paired:
+        (d,) = looked_up  # one slice: w[k]
+        start: Hashable = indices.number
+        if start is None:
+            start = ("slice", trace.path, d)
+        thin = tuple(sizes)
+        part = cut(trace, value, thin, [start if i == d else 0 for i in range(len(thin))])
+
+        def take(dims: Dims) -> Dims:
+            result: list[Any] = [()] * len(shape)
+            for i, o in offsets.items():
+                result[o] = dims[i]
+            return tuple(result)
+
+        return part.moved(take, shape)
 
     def pick(dims: Dims) -> Dims:
         result = list(foreign(shape))
@@ -119,28 +169,24 @@ def gather(trace: Any, eqn: Any, value: Value, indices: Value) -> Value:
             result[batch[i]] = dims[d]
         return tuple(result)
 
-    result = value.moved(pick, shape)
-    varies = overlay(result.varies, _where_indices_vary(indices, shape, batch))
-    result = replace(
-        result, varies=varies, kind=max(value.kind, indices.kind), one_hot=None, counts=None
-    )
-    tags = {}
-    for p, tag in result.tags.items():
-        axes = axes_of(value.tags[p].dims[d] for d in looked_up)
-        known = not (tag.mixed or by_data)
-        parts = tag.parts | {(a, id(eqn)) for a in axes} if known else tag.parts
-        tags[p] = replace(
-            tag, lookup=tag.lookup or bool(axes and not (tag.mixed or tag.reduced)), parts=parts
-        )
-    result = replace(result, tags=tags)
-    return selected(result, {}) if by_data and looked_up else result
-
-
-def _where_indices_vary(indices: Value, shape: Shape, batch: list[int]) -> Dims:
-    result = list(foreign(shape))
+    one_hot = value.one_hot
+    result = value.plain().moved(pick, shape)
+    where = list(foreign(shape))
     for i, dim in zip(batch, indices.varies[:-1], strict=False):
-        result[i] = dim if shape[i] > 1 else ()
-    return tuple(result)
+        where[i] = dim if shape[i] > 1 else ()
+    rows = tuple(where)
+    if by_data and looked_up:
+        result = _picked(result, rows)
+    result = replace(result, varies=vary(result.varies, rows), kind=max(result.kind, indices.kind),
+                     seen=result.seen | indices.seen)  # fmt: skip
+    if one_hot is not None and not any(has_axes(one_hot[d]) for d in looked_up):
+        result = replace(result, one_hot=pick(one_hot))
+    elif one_hot is not None and len(looked_up) == 1 and len(value.shape) == 2:
+        (d,) = (d for d in range(2) if d not in looked_up)
+        hot = list(foreign(shape))
+        hot[offsets[d]] = one_hot[d]
+        result = replace(result, one_hot=tuple(hot))
+    return result
 
 
 def unstack(trace: Any, eqn: Any, value: Value) -> list[Value]:
@@ -152,7 +198,8 @@ def unstack(trace: Any, eqn: Any, value: Value) -> list[Value]:
         return (*dims[:d], *dims[d + 1 :])
 
     return [
-        cut(value, thin, (id(eqn), i)).moved(drop, shape_of(v)) for i, v in enumerate(eqn.outvars)
+        cut(trace, value, thin, [i if e == d else 0 for e in range(len(thin))]).moved(drop, shape_of(v))
+        for i, v in enumerate(eqn.outvars)
     ]
 
 

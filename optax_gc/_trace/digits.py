@@ -1,4 +1,4 @@
-"""Where each axis of a value comes from: the algebra that the rules compute with.
+"""Where each axis of a value comes from: digits.
 
 Every dimension of a value is a product of digits, most significant first, as in a mixed-radix
 number. A digit runs over an axis of the parameter with some stride, or over none of them. So
@@ -9,10 +9,8 @@ a dimension, the digit remembers only which axes are somewhere in there.
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from enum import IntEnum
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 Shape = tuple[int, ...]
 AxisSet = frozenset[int]
@@ -139,129 +137,100 @@ def _join(dim: Sequence[Factor]) -> Dim:
     return tuple(joined)
 
 
-def overlay(a: Dims, b: Dims) -> Dims:
-    """The dimensions of a value computed position by position from two images of a parameter."""
+# What a value varies along for other reasons than one parameter is written in the same digits; which
+# axes those are does not matter there.
+VARYING: AxisSet = frozenset({0})
+
+
+@functools.lru_cache(maxsize=4096)
+def varying(shape: Shape) -> Dims:
+    """Dimensions that a value varies along."""
+    return tuple((Factor(size, VARYING, None),) if size != 1 else () for size in shape)
+
+
+def _paired(x: Dim, y: Dim) -> list[tuple[Factor, Factor]] | None:
+    """Two readings of one dimension, split into common digits; None where they interleave."""
+    xs, ys = [f for f in x if f.size > 1], [f for f in y if f.size > 1]
+    result = []
+    while xs and ys:
+        f, g = xs.pop(), ys.pop()
+        if f.size > g.size:
+            outer, rest = divmod(f.size, g.size)
+            xs.append(_digit(f, outer, g.size))
+            f = _digit(f, g.size, 1)
+        elif g.size > f.size:
+            outer, rest = divmod(g.size, f.size)
+            ys.append(_digit(g, outer, f.size))
+            g = _digit(g, f.size, 1)
+        else:
+            rest = 0
+        if rest:
+            return None
+        result.append((f, g))
+    return None if xs or ys else result[::-1]
+
+
+def vary(a: Dims, b: Dims) -> Dims:
+    """The dimensions that either of two values varies along."""
     if a is b or a == b:
         return a
-    return tuple(_overlay(x, y) for x, y in zip(a, b, strict=True))
+    return tuple([_vary(x, y) for x, y in zip(a, b, strict=True)])
 
 
-def _overlay(x: Dim, y: Dim) -> Dim:
-    if x is y or x == y or not has_axes(y):
-        return x
+@functools.lru_cache(maxsize=16384)
+def _vary(x: Dim, y: Dim) -> Dim:
+    size = math.prod(f.size for f in x)
+    if size == 1:
+        return ()
+    pairs = _paired(x, y)
+    if pairs is None:
+        return (Factor(size, VARYING, None),)
+    result: list[Factor] = []
+    for f, g in pairs:
+        axes = VARYING if f.axes or g.axes else NONE
+        if result and result[-1].axes == axes:
+            result[-1] = result[-1]._replace(size=result[-1].size * f.size)
+        else:
+            result.append(Factor(f.size, axes, None if axes else 1))
+    return tuple(result)
+
+
+@functools.lru_cache(maxsize=16384)
+def _met(x: Dim, y: Dim) -> AxisSet:
+    if not has_axes(x) or not has_axes(y):
+        return NONE
+    pairs = _paired(x, y)
+    if pairs is None:
+        return axes_of((x,))
+    return axes_of([[f for f, g in pairs if g.axes]])
+
+
+def met(image: Dims, others: Dims) -> AxisSet:
+    """The axes of a parameter that something else, which varies along `others`, varies along too."""
+    return NONE.union(*[_met(x, y) for x, y in zip(image, others, strict=True)])
+
+
+@functools.lru_cache(maxsize=16384)
+def _besides(x: Dim, y: Dim) -> bool:
     if not has_axes(x):
-        return y
-    return lost(math.prod(f.size for f in x), axes_of((x, y)))
+        return False
+    pairs = _paired(x, y)
+    return pairs is not None and any(f.axes and not g.axes for f, g in pairs)
 
 
-class Kind(IntEnum):
-    """What a value depends on, as far as gradients and inputs are concerned."""
-
-    CONST = 0
-    PARAM = 1  # parameters and constants only
-    DATA = 2
-
-
-@dataclass(frozen=True)
-class Use:
-    """Something a parameter is used for."""
-
-    param: int
-    role: str  # a key of verdict.ROLES
-    where: str  # operation and module
-    axes: AxisSet = NONE  # contracted over, or that would be if it is a weight here
-    outputs: AxisSet = NONE
-    batch: AxisSet = NONE
-    why: str = ""
-    partners: tuple[tuple[int, AxisSet], ...] = ()  # parameters contracted with, and their axes
-    backward: bool = False  # in a gradient that the function itself takes
+@functools.lru_cache(maxsize=16384)
+def _without(x: Dim, y: Dim) -> Dim:
+    pairs = _paired(x, y) if has_axes(y) else None
+    if pairs is None:
+        return foreign((math.prod(f.size for f in x),))[0] if has_axes(y) else x
+    return tuple([Factor(f.size) if g.axes else f for f, g in pairs])
 
 
-@dataclass(frozen=True)
-class Tag:
-    """A parameter's image within a value, while it has not yet been contracted with data."""
-
-    dims: Dims
-    # How data came in: "mul", "add", "select", "other", and "backward" if in a gradient.
-    mixed: frozenset[str] = frozenset()
-    shared: AxisSet = NONE  # axes along which that data varies too
-    repeated: bool = False  # along some axis along which that data varies
-    nonlinear: bool = False  # since data came in
-    parts: frozenset[tuple[int, object]] = frozenset()  # slices taken before data came in
-    reduced: AxisSet = NONE  # axes that were summed, selected or shuffled away
-    pending: frozenset[Use] = frozenset()  # uses, unless this turns out to be its own statistic
-    lookup: bool = False
-    loops: frozenset[int] = frozenset()  # that the data it met is carried by
-
-    @property
-    def axes(self) -> AxisSet:
-        """The axes still there."""
-        return axes_of(self.dims)
+def without(image: Dims, others: Dims) -> Dims:
+    """The digits of a parameter that something else does not vary along; it repeats along the rest."""
+    return tuple([_without(x, y) for x, y in zip(image, others, strict=True)])
 
 
-@dataclass(frozen=True)
-class Spent:
-    """A parameter's output axes within the product of a contraction that has used it."""
-
-    dims: Dims
-    fan_in: AxisSet
-    gated: bool = False  # multiplied by data along some of them
-    repeated: bool = False  # contracted with a parameter, for a batch that it is repeated along
-
-
-@dataclass(frozen=True)
-class Value:
-    """What is known about one variable of the jaxpr."""
-
-    shape: Shape
-    kind: Kind = Kind.CONST
-    tags: Mapping[int, Tag] = field(default_factory=dict)
-    spent: Mapping[int, Spent] = field(default_factory=dict)
-    varies: Dims = ()  # which dimensions constants and data vary along
-    product: bool = False  # of a contraction, but for constants and biases
-    with_product: bool = False  # one went into it
-    active: bool = False  # such a product after a nonlinearity or a bias: surely no weight
-    loops: frozenset[int] = frozenset()  # that it is carried by, or computed from what is
-    counts: Dims | None = None  # an iota, and along which dimensions
-    one_hot: Dims | None = None  # along which dimensions it has a single one
-
-    def moved(self, f: Callable[[Dims], Dims], shape: Shape, **changes: Any) -> "Value":
-        """The value after an operation that only moves its elements, as `f` moves dimensions."""
-        return replace(
-            self,
-            shape=shape,
-            tags={p: replace(t, dims=f(t.dims)) for p, t in self.tags.items()},
-            spent={p: replace(s, dims=f(s.dims)) for p, s in self.spent.items()},
-            varies=f(self.varies),
-            counts=None if self.counts is None else f(self.counts),
-            one_hot=None if self.one_hot is None else f(self.one_hot),
-            **changes,
-        )
-
-    def without_gradient(self) -> "Value":
-        """The value where no gradient flows: parameters in it are constants."""
-        kind = Kind.CONST if self.kind == Kind.PARAM else self.kind
-        return replace(self, kind=kind, tags={}, spent={})
-
-    def variation(self, besides: int | None = None) -> Dims:
-        """Which dimensions the value varies along for reasons other than one parameter."""
-        if besides is None or not (besides in self.tags or besides in self.spent):
-            return self._variation
-        return self._variation_besides(besides)
-
-    @functools.cached_property
-    def _variation(self) -> Dims:
-        return self._variation_besides(None)
-
-    def _variation_besides(self, besides: int | None) -> Dims:
-        dims = self.varies
-        for images in (self.tags, self.spent):
-            for p, image in images.items():
-                if p != besides:
-                    dims = overlay(dims, image.dims)
-        return dims
-
-
-def constant(shape: Shape, kind: Kind = Kind.CONST) -> Value:
-    """A constant, or an input if `kind` is DATA: it varies along all its axes."""
-    return Value(shape, kind, varies=own(shape))
+def besides(a: Dims, b: Dims) -> bool:
+    """Whether one value varies along a digit that another does not vary along."""
+    return any([_besides(x, y) for x, y in zip(a, b, strict=True)])

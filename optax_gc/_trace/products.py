@@ -1,0 +1,390 @@
+"""Products, sums and nonlinear functions of values, element by element.
+
+A product of values multiplies every term of one with those of the other; a sum joins their terms.
+A parameter that is added to inputs is part of an activation: a bias, a position, an initial state.
+Something nonlinear settles what a product with inputs was: a scale, unless the parameter has digits
+that the inputs do not vary along, so that it may still turn out to be summed with them.
+"""
+
+import functools
+import itertools
+import operator
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from .digits import NONE, Dims, Shape, besides, foreign, has_axes, is_whole, met, repeats, vary
+from .uses import EITHER, has_open_ends, oriented_by_rows, refuse_pair, settle_lookup, with_slices_joined
+from .values import CONSTANT, Echo, Kind, Node, Term, Value, once, own_axes, regrouped
+
+MOST_TERMS = 24
+
+
+def aligned(value: Value, shape: Shape) -> Value:
+    """Repeats a scalar, or dimensions of length 1, up to `shape`."""
+    if value.shape == shape:
+        return value
+
+    def stretch(dims: Dims) -> Dims:
+        if len(value.shape) != len(shape):
+            return foreign(shape)
+        sizes = zip(dims, value.shape, shape, strict=True)
+        return tuple([dim if old == new else foreign((new,))[0] for dim, old, new in sizes])
+
+    return value.moved(stretch, shape)
+
+
+def multiply(trace: Any, a: Value, b: Value, shape: Shape) -> Value:
+    """The product of two values."""
+    if a is b and (a.terms or a.echoes):
+        return bend(trace, (a,), shape)
+    a, b = aligned(a, shape), aligned(b, shape)
+    kind = max(a.kind, b.kind)
+    varies = vary(a.varies, b.varies)
+    if a.kind == Kind.DATA:
+        a = with_slices_joined(trace, a, final=b.kind == Kind.PARAMETER)
+    if b.kind == Kind.DATA:
+        b = with_slices_joined(trace, b, final=a.kind == Kind.PARAMETER)
+    if not (a.terms or b.terms or a.echoes or b.echoes):
+        hot = _hot(a, b)
+        return Value(shape, kind, varies, seen=a.seen | b.seen, loops=a.loops | b.loops, one_hot=hot)
+    terms = [*_times(a, b), *_times(b, a)]
+    if not (a.kind == Kind.DATA or b.kind == Kind.DATA):
+        terms += [_product(s, t) for s, t in itertools.product(a.terms, b.terms)]
+    echoes = regrouped([*_gated(a, b), *_gated(b, a)])
+    return tidied(trace, Value(
+        shape, kind, varies, tuple(terms), echoes, seen=a.seen | b.seen, loops=a.loops | b.loops
+    ), product=True)  # fmt: skip
+
+
+def _hot(a: Value, b: Value) -> Dims | None:
+    """Where a product is one-hot: where a factor is that the other one only repeats."""
+    if a.one_hot and b.one_hot:
+        return vary(a.one_hot, b.one_hot)
+    for x, y in ((a, b), (b, a)):
+        if x.one_hot and not any(has_axes(dim) for dim in y.varies):
+            return x.one_hot
+    return None
+
+
+def _times(a: Value, b: Value) -> list[Term]:
+    """The terms of `a`, times what is no parameter in `b`."""
+    if b.kind == Kind.DATA:
+        return [
+            t._replace(
+                data=b.support if chosen or t.data is None else vary(t.data, b.support),
+                rows=None if chosen else t.data,
+                last=b.support,
+                hot=_hot_together(t, b, chosen),
+                loops=t.loops | b.loops,
+                seen=t.seen | b.seen,
+                learned=t.learned or b.learned,
+            )
+            if not (_is_own_statistic(t, b) or (t.bent and t.data is not None))
+            else t
+            for t in a.terms
+            for chosen in [t.picked is not None and t.data == t.picked]
+        ]
+    constant = any([has_axes(dim) for dim in b.varies])
+    if b.terms and not constant:
+        return [] if a.kind != Kind.DATA else _scaled(a.terms, b)
+    if not constant:
+        return list(a.terms)
+    return [
+        t._replace(constants=b.varies if t.constants is None else vary(t.constants, b.varies))
+        for t in a.terms
+    ]
+
+
+def _hot_together(t: Term, b: Value, chosen: bool) -> Dims | None:
+    if chosen or t.data is None:
+        return b.one_hot
+    return vary(t.hot, b.one_hot) if t.hot is not None and b.one_hot is not None else None
+
+
+def _is_own_statistic(t: Term, data: Value) -> bool:
+    """Whether a product with data is scaled by what was summed from that product."""
+    return t.data is not None and all(
+        data.seen >> n.param & 1 and besides(n.dims, data.support) for n in t.nodes
+    )
+
+
+def _scaled(terms: Sequence[Term], b: Value) -> list[Term]:
+    """Products with data, times parameters."""
+    return [_product(s, t) for s, t in itertools.product(terms, b.terms)]
+
+
+def _gated(a: Value, b: Value) -> list[Any]:
+    if b.kind != Kind.DATA:
+        return list(a.echoes.items())
+    found: list[Any] = []
+    for e, params in a.echoes.items():
+        e = e._replace(data=b.support if e.data is None else vary(e.data, b.support), raw=not b.seen)
+        itself = frozenset(p for p in params if b.seen >> p & 1)
+        if itself:
+            found.append((e, itself))
+        if params - itself:
+            others = b.support if e.others is None else vary(e.others, b.support)
+            found.append((e._replace(others=others), params - itself))
+    return found
+
+
+def _product(s: Term, t: Term) -> Term:
+    """The product of two terms. Of a parameter that is scaled by a statistic, it is itself."""
+    for x, y in ((s, t), (t, s)):
+        if absorbs(x, y):
+            return x._replace(curved=True)
+    offset = len(s.nodes)
+    edges = s.edges | {
+        frozenset((i if i == CONSTANT else i + offset, axes) for i, axes in edge)
+        for edge in t.edges
+    }
+    both = {
+        name: vary(x, y) if x is not None and y is not None else (y if x is None else x)
+        for name in ("constants", "data", "rows", "last", "picked")
+        for x, y in ((getattr(s, name), getattr(t, name)),)
+    }
+    nodes = (*s.nodes, *t.nodes)
+    if not t.edges:  # a power of a parameter is the parameter, element by element
+        nodes = (*s.nodes, *(n for n in t.nodes if n not in s.nodes))
+    return Term(
+        nodes, edges, bent=s.bent or t.bent, curved=s.curved or t.curved, loops=s.loops | t.loops, seen=s.seen | t.seen, **both
+    )
+
+
+def absorbs(t: Term, statistic: Term) -> bool:
+    """Whether one term stays what it is when the other, made of the same parameters, scales it.
+
+    The other is a statistic of it: its elements mixed by constants, or summed.
+    """
+    if t.data is not None or statistic.data is not None or not statistic.edges:
+        return False
+    params = {n.param for n in t.nodes}
+    if not {n.param for n in statistic.nodes} <= params:
+        return False
+    if t.edges:
+        return len(statistic.edges) > len(t.edges)
+    mixed = NONE.union(*[axes for edge in statistic.edges for i, axes in edge if i != CONSTANT])
+    return len(t.nodes) == 1 and mixed <= own_axes(t.nodes[0])
+
+
+def add(trace: Any, values: Sequence[Value], shape: Shape) -> Value:
+    """The sum of values, or one value made of parts of several."""
+    values = [aligned(v, shape) for v in values]
+    kind = max(v.kind for v in values)
+    varies = values[0].varies
+    for v in values[1:]:
+        varies = vary(varies, v.varies)
+    loops = frozenset().union(*(v.loops for v in values))
+    seen = functools.reduce(operator.or_, [v.seen for v in values])
+    terms: list[Term] = []
+    echoes: list[Any] = []
+    for v in values:
+        joins = kind == Kind.DATA and v.kind != Kind.DATA
+        rows = foreign(shape)
+        if joins and (v.terms or v.echoes):
+            for other in values:
+                if other is not v:
+                    rows = vary(rows, other.support)
+        for e, params in v.echoes.items():
+            if joins and e.how == "statistic":
+                for p in params:
+                    trace.use(p, "scalar")
+                e = Echo("added", e.dims, rows, repeated=besides(rows, e.dims))
+            echoes.append((e, params))
+        if joins and v.terms:
+            of_data = [pair for other in values if other is not v for pair in other.echoes.items()]
+            for t in v.terms:
+                echoes += added(trace, t, rows, of_data)
+        else:
+            for t in v.terms:
+                if t.picked is not None and t.data == t.picked and len(values) > 1:
+                    echoes += added(trace, t, vary(rows, t.picked))
+                else:
+                    terms.append(t)
+    terms = _unrolled(terms)
+    _check_echoes(trace, values)
+    result = Value(shape, kind, varies, tuple(terms), regrouped(echoes), seen=seen, loops=loops)
+    if kind == Kind.PARAMETER and len(result.terms) > 1:
+        result = _with_evidence(trace, result)
+    return tidied(trace, result)
+
+
+def _unrolled(terms: list[Term]) -> list[Term]:
+    """Marks products of different slices of one parameter with data, which are being added up."""
+    parts: dict[int, set[Any]] = {}
+    for t in terms:
+        if t.data is not None and len(t.nodes) == 1 and t.nodes[0].parts and not t.picked:
+            parts.setdefault(t.nodes[0].param, set()).add(t.nodes[0].parts)
+    several = {p for p, found in parts.items() if len(found) > 1}
+    if not several:
+        return terms
+    return [
+        t._replace(unrolled=True)
+        if t.data is not None and len(t.nodes) == 1 and t.nodes[0].param in several
+        else t
+        for t in terms
+    ]
+
+
+def _check_echoes(trace: Any, values: Sequence[Value]) -> None:
+    """Refuses what a sum makes unclear of parameters whose use was known."""
+    for v, other in itertools.permutations(values, 2):
+        if other.kind != Kind.DATA:
+            continue
+        for e, params in v.echoes.items():
+            if e.twice and met(e.dims, other.support):
+                for p in params:
+                    if other.seen >> p & 1:
+                        continue
+                    trace.refuse(p, "contracted with data twice, then added to data", e.fan_in)
+            if not e.parts:
+                continue
+            for f, shared in other.echoes.items():
+                if f.parts and f.parts != e.parts:
+                    for p in params & shared:
+                        one, two = Node(p, (), e.parts), Node(p, (), f.parts)
+                        itself = trace.is_seen(one, e.seen) or trace.is_seen(two, f.seen)
+                        if itself or not (e.seen | f.seen) >> p & 1:
+                            why = "products of several of its slices with data are added up"
+                            trace.refuse(p, why)
+
+
+def _with_evidence(trace: Any, value: Value) -> Value:
+    """A sum of parameters: a product plus a vector is an activation, plus a matrix an update."""
+    vectors = [t for t in value.terms if t.is_image and repeats(t.nodes[0].dims)]
+    full = [t for t in value.terms if t.is_image and not repeats(t.nodes[0].dims)]
+    networks = [t for t in value.terms if not t.is_image]
+    if vectors and len(vectors) < len(value.terms):
+        rows = foreign(value.shape)
+        for t in vectors:
+            rows = vary(rows, t.nodes[0].dims)
+        if all(oriented_by_rows(trace, t, rows) for t in (*full, *networks)):
+            support = value.support
+            echoes = [pair for t in vectors for pair in added(trace, t, support)]
+            return Value(value.shape, Kind.DATA, support, (), regrouped(echoes), value.seen)
+    if full and networks:
+        updates = all(has_open_ends(t) for t in networks)
+        terms = tuple(
+            t._replace(merged=updates and bool(t.edges), unsure="" if updates else EITHER) for t in value.terms
+        )
+        return replace(value, terms=terms)
+    return value
+
+
+def added(
+    trace: Any, t: Term, rows: Dims, echoes: Sequence[tuple[Echo, frozenset[int]]] = ()
+) -> list[Any]:
+    """The echoes of a term of parameters that is added to data.
+
+    Args:
+      trace: the walk, which records uses.
+      t: the term.
+      rows: along which dimensions the data varies.
+      echoes: what is left of other parameters in that data.
+    """
+    if len(t.nodes) > 1 and len({n.param for n in t.nodes}) > 1:
+        for n in t.nodes:
+            refuse_pair(trace, t, t.nodes.index(n))
+        return []
+    if t.picked is not None:
+        settle_lookup(trace, t)
+    node = t.nodes[0]
+    repeated = besides(rows, node.dims)
+    products = [(e, params) for e, params in echoes if e.how == "used"]
+    scalar = not repeated and not any(node.param in params for _, params in products)
+    layer = any(met(node.dims, e.dims) == own_axes(node) for e, _ in products)
+    if t.picked is None:
+        trace.use(node.param, "scalar" if scalar else "elementwise")
+    echo = Echo("added", node.dims, rows, repeated=repeated, layer=layer)
+    return [(echo, frozenset({node.param}))]
+
+
+def bend(trace: Any, values: Sequence[Value], shape: Shape) -> Value:
+    """A nonlinear function of values, position by position."""
+    values = [aligned(v, shape) for v in values]
+    kind = max(v.kind for v in values)
+    if kind == Kind.CONSTANT:
+        varies = values[0].varies
+        for v in values[1:]:
+            varies = vary(varies, v.varies)
+        loops = frozenset().union(*(v.loops for v in values))
+        return Value(shape, kind, varies, seen=0, loops=loops)
+    value = add(trace, values, shape) if len(values) > 1 else values[0]
+    return bent(trace, value)
+
+
+def bent(trace: Any, value: Value) -> Value:
+    """The value after something nonlinear was done to it."""
+    value = with_slices_joined(trace, value)
+    if value.kind != Kind.DATA:
+        terms = tuple([t._replace(bent=not t.is_image, curved=True) for t in value.terms])
+        return replace(value, terms=terms)
+    support = value.support
+    terms, echoes = [], []
+    for t in value.terms:
+        assert t.data is not None
+        alone = [n for n in t.nodes if own_axes(n) - met(n.dims, t.data)]
+        if t.data == t.picked:
+            settle_lookup(trace, t)
+            continue
+        if alone:
+            terms.append(t._replace(bent=True))
+            continue
+        for n in t.nodes:
+            repeated = besides(t.data, n.dims)
+            trace.use(n.param, "lookup" if t.picked else "elementwise")
+            if not repeated:
+                echo = Echo("added", n.dims, t.data, bent=True, repeated=False)
+                echoes.append((echo, frozenset({n.param})))
+    for e, params in value.echoes.items():
+        outer = bool(axes(e) - met(e.dims, e.rows))
+        if e.how == "statistic" or (e.how == "added" and (outer or not e.repeated)):
+            echoes.append((e._replace(bent=True), params))
+    return Value(
+        value.shape, Kind.DATA, support, tuple(terms), regrouped(echoes), value.seen, value.loops
+    )
+
+
+def axes(e: Echo) -> frozenset[int]:
+    """The axes of the parameter that an echo still has."""
+    return own_axes(Node(0, e.dims))
+
+
+def tidied(trace: Any, value: Value, product: bool = False) -> Value:
+    """Each term once, and none that is a statistic of another."""
+    terms = once(value.terms) if len(value.terms) > 1 else value.terms
+    if len(terms) > 1:
+        terms = tuple(
+            [t for t in terms if not any(absorbs(image, t) for image in terms if image is not t)]
+        )
+    if len(terms) > MOST_TERMS:
+        for t in terms:
+            for n in t.nodes:
+                trace.refuse(n.param, "it is in too many products of parameters")
+        return replace(value, terms=(), kind=Kind.DATA, varies=value.support)
+    if value.echoes and terms:
+        intact = {
+            n.param: own_axes(n) for t in terms for n in t.nodes if product or t.is_image
+        }
+        absorbed = {
+            e: ps
+            for e, ps in value.echoes.items()
+            if e.how == "statistic"
+            and (product or not e.pending)
+            and all(p in intact and e.fan_in <= intact[p] for p in ps)
+        }
+        if absorbed:
+            echoes = {e: ps for e, ps in value.echoes.items() if e not in absorbed}
+            terms = tuple(t._replace(curved=True) for t in terms)
+            value = replace(value, echoes=echoes)
+    return value if terms == value.terms else replace(value, terms=terms)
+
+
+def join(trace: Any, values: Sequence[Value]) -> Value:
+    """What is known of a value that may be any of `values`."""
+    first, *others = values
+    for other in others:
+        if other != first:
+            first = add(trace, (first, other), first.shape)
+    return first

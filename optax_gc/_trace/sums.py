@@ -1,0 +1,494 @@
+"""Sums: where a product becomes a contraction.
+
+`dot_general`, `ragged_dot` and convolutions are products of their operands followed by a sum, and
+are read as that, so that one rule decides every contraction however it is spelled.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from .digits import (
+    NONE,
+    AxisSet,
+    Dims,
+    Shape,
+    axes_of,
+    besides,
+    foreign,
+    has_axes,
+    lost,
+    met,
+    vary,
+    without,
+)
+from .products import multiply
+from .uses import (
+    EITHER,
+    as_activation,
+    directed,
+    has_open_ends,
+    is_all,
+    record_weight,
+    settle_lookup,
+    summed_axes,
+    used,
+    with_slices_joined,
+)
+from .values import CONSTANT, Echo, Kind, Term, Value, own_axes, regrouped
+
+Onto = Sequence[int | None]
+PARTLY = "only a part of one of its axes is contracted, or in an order that was lost"
+
+
+def contract(trace: Any, a: Value, b: Value, a_onto: Onto, b_onto: Onto, shape: Shape, n: int) -> Value:
+    """The product of two values, summed over all but its first dimensions.
+
+    Args:
+      trace: the walk, which records uses.
+      a: the left operand.
+      b: the right operand.
+      a_onto: for each dimension of the product, the one of `a`; None where it repeats.
+      b_onto: the same for `b`.
+      shape: of the product.
+      n: how many of its dimensions stay.
+    """
+    if a.kind == b.kind == Kind.PARAMETER:
+        a, b = _with_rows(trace, a, a_onto, b, b_onto, shape, n)
+    a, b = with_slices_joined(trace, a), with_slices_joined(trace, b)
+    sides = [project(v, onto, shape) for v, onto in ((a, a_onto), (b, b_onto))]
+    over = range(n, len(shape))
+    keep = lambda dims: dims[:n]  # noqa: E731
+    if n < len(shape) and all(size == 1 for size in shape[n:]):
+        return _outer(trace, sides, shape, keep)
+    if sides[0] == sides[1]:
+        sides[1] = replace(sides[1])
+    product = multiply(trace, *sides, shape)
+    return summed(trace, product, over, keep, shape[:n], dot=True)
+
+
+def project(value: Value, onto: Onto, shape: Shape) -> Value:
+    """The value as it is repeated along the dimensions of a product."""
+
+    def projected(dims: Dims) -> Dims:
+        result = []
+        for size, d in zip(shape, onto, strict=True):
+            if d is None:
+                result.append(foreign((size,))[0])
+            elif value.shape[d] == size:
+                result.append(dims[d])
+            else:  # a window slides along it
+                result.append(lost(size, axes_of((dims[d],))))
+        return tuple(result)
+
+    return value.moved(projected, shape)
+
+
+def _with_rows(
+    trace: Any, a: Value, a_onto: Onto, b: Value, b_onto: Onto, shape: Shape, n: int
+) -> tuple[Value, Value]:
+    """Which of two values made of parameters is an activation, if one shows it."""
+
+    def shows(v: Value, onto: Onto, other: Onto) -> tuple[bool, bool]:
+        free = [d for d, e in zip(onto[:n], other[:n], strict=True) if d is not None and e is None]
+        dims = [d for d in free if v.shape[d] > 1]
+        rows = any(not has_axes(v.support[d]) for d in dims)
+        return rows, all(t.curved for t in v.terms)
+
+    of_a, of_b = shows(a, a_onto, b_onto), shows(b, b_onto, a_onto)
+    if any(of_a) and not any(of_b):
+        a = as_activation(trace, a, [d for d in a_onto[n:] if d is not None], of_a[0])
+    elif any(of_b) and not any(of_a):
+        b = as_activation(trace, b, [d for d in b_onto[n:] if d is not None], of_b[0])
+    return a, b
+
+
+def _outer(trace: Any, sides: Sequence[Value], shape: Shape, keep: Callable[[Dims], Dims]) -> Value:
+    """A product without a sum. A weight that is contracted here has a fan-in of one: none."""
+    a, b = sides
+    echoes: list[Any] = []
+    if {a.kind, b.kind} == {Kind.PARAMETER, Kind.DATA}:
+        weight, data = (a, b) if a.kind == Kind.PARAMETER else (b, a)
+        n = len(keep(shape))
+        ones = [m for t in weight.terms for m in t.nodes if any(f.axes for d in m.dims[n:] for f in d)]
+        if not ones:
+            return multiply(trace, a, b, shape).moved(keep, keep(shape))
+        for t in weight.terms:
+            for node in t.nodes:
+                trace.use(node.param, "elementwise")
+                echoes.append((used(trace, t, node, data.support), frozenset({node.param})))
+        weight = weight.without_gradient()
+        a, b = weight, data
+    value = multiply(trace, a, b, shape)
+    value = replace(value, echoes=regrouped([*value.echoes.items(), *echoes]))
+    return value.moved(keep, keep(shape))
+
+
+def summed(
+    trace: Any,
+    value: Value,
+    over: Sequence[int],
+    keep: Callable[[Dims], Dims],
+    shape: Shape,
+    dot: bool = False,
+) -> Value:
+    """The sum of a value along dimensions.
+
+    Args:
+      trace: the walk, which records uses.
+      value: what is summed.
+      over: the dimensions.
+      keep: what remains of the dimensions.
+      shape: of the result.
+      dot: whether the program says that this is a contraction.
+    """
+    if not (value.terms or value.echoes):
+        return value.plain().moved(keep, shape)
+    value = with_slices_joined(trace, value)
+    terms, echoes = [], []
+    for t in value.terms:
+        by_data = [
+            d for d in over if t.data is not None and (has_axes(t.data[d]) or value.shape[d] == 1)
+        ]
+        alone = [d for d in over if d not in by_data]
+        if any(_in(n.dims, by_data) and _in(n.dims, alone) for n in t.nodes):
+            by_data, alone = [*over], []
+        left: list[Term] = [t]
+        for dims, rule in ((alone, _sum_without_data), (by_data, _sum_with_data)):
+            before, left = left, []
+            for one in before:
+                more, found = rule(_Sum(trace, value, one, dims, dot))
+                left += more
+                echoes += found
+        terms += left
+    blank = _blank(over)
+    # Contracted with a weight, all else is an activation, whatever it was made by.
+    weighted = any(
+        axes_of(n.dims[d] for d in over) and axes_of(blank(n.dims)) - met(blank(n.dims), blank(t.data))
+        for t in value.terms
+        if t.data is not None and not t.bent and not t.picked
+        for n in t.nodes
+    )
+    for e, params in value.echoes.items():
+        echoes.append((_sum_echo(trace, e, params, over, weighted), params))
+    # What is refused or settled here leaves the terms, and the result varies as before.
+    varies = value.support if value.kind == Kind.DATA else value.varies
+    moved = replace(value.plain(), varies=varies, terms=tuple(terms), echoes=regrouped(echoes))
+    return moved.moved(lambda dims: keep(blank(dims)), shape)
+
+
+def _in(dims: Dims, over: Sequence[int]) -> bool:
+    return any(has_axes(dims[d]) for d in over)
+
+
+def _blank(over: Sequence[int]) -> Callable[[Dims], Dims]:
+    return lambda dims: tuple([() if d in over else dim for d, dim in enumerate(dims)])
+
+
+class _Sum:
+    """A sum of one term along some dimensions."""
+
+    def __init__(self, trace: Any, value: Value, t: Term, over: Sequence[int], dot: bool) -> None:
+        self.trace, self.value, self.t, self.over, self.dot = trace, value, t, over, dot
+        self.blank = _blank(over)
+        self.gone = [axes_of(self.at(n.dims)) for n in t.nodes]
+
+    def at(self, dims: Dims) -> Dims:
+        """The dimensions that are summed."""
+        return tuple([dims[d] for d in self.over])
+
+    def alone(self, i: int) -> AxisSet:
+        """The axes of a node that stay and that no data shares."""
+        dims = self.blank(self.t.nodes[i].dims)
+        return axes_of(dims) - (NONE if self.t.data is None else met(dims, self.blank(self.t.data)))
+
+    def rest(self) -> Term:
+        """The term where nothing of it is summed."""
+        return self.t.moved(self.blank)
+
+    def refuse(self, nodes: Sequence[int], why: str, fan_in: dict[int, AxisSet]) -> None:
+        """Refuses some of the nodes."""
+        for i in nodes:
+            self.trace.refuse(self.t.nodes[i].param, why, fan_in.get(i, NONE))
+
+
+Result = tuple[list[Term], list[Any]]
+
+
+def _sum_without_data(s: _Sum) -> Result:
+    """Parameters summed with each other or with constants, or one by itself."""
+    t, trace = s.t, s.trace
+    summed_nodes = [i for i, gone in enumerate(s.gone) if gone]
+    if not summed_nodes:
+        return [s.rest()], []
+    constant = t.constants is not None and any(has_axes(d) for d in s.at(t.constants))
+    if t.data is not None and t.bent and len(t.nodes) == 1:
+        return _sum_bent(s)
+    if t.data is not None:
+        return _sum_beside_data(s, summed_nodes, constant)
+    if t.bent or (len(t.nodes) == 1 and not t.edges and not constant):
+        echoes = []
+        for i, n in enumerate(t.nodes):
+            axes = s.gone[i] | summed_axes(t, i)
+            trace.use(n.param, "constant" if s.dot and not t.bent else "statistic", axes=axes)
+            node = n._replace(dims=s.blank(n.dims))
+            echo = Echo("statistic", node.dims, foreign(s.value.shape), fan_in=axes)
+            echoes.append((echo, frozenset({n.param})))
+        return [], echoes
+    partial = [
+        i for i in summed_nodes if not is_all(trace, t.nodes[i], s.at(t.nodes[i].dims), s.gone[i])
+    ]
+    edge = [(i, s.gone[i]) for i in summed_nodes]
+    if constant or len(edge) == 1:
+        edge.append((CONSTANT, NONE))
+    unsure = PARTLY if partial else t.unsure
+    return [s.rest()._replace(edges=t.edges | {frozenset(edge)}, unsure=unsure)], []
+
+
+def _sum_bent(s: _Sum) -> Result:
+    """Something nonlinear of a parameter and data, summed: fine, but for sums over what they share.
+
+    With outputs that they do not share, that is a dense layer with a nonlinearity for each weight.
+    """
+    t = s.t
+    node = t.nodes[0]
+    assert t.data is not None
+    shared = met(node.dims, t.data)
+    if not (s.gone[0] & shared and axes_of(s.blank(node.dims)) - shared):
+        s.trace.use(node.param, "elementwise")
+        return [], []
+    why = "multiplied by data, and summed after something nonlinear"
+    dims, rows = s.blank(node.dims), s.blank(t.data)
+    echo = Echo("statistic", dims, rows, fan_in=s.gone[0], pending=why)
+    return [], [(echo, frozenset({node.param}))]
+
+
+def _sum_beside_data(s: _Sum, nodes: Sequence[int], constant: bool) -> Result:
+    """Parameters summed with each other in a product with data that does not vary along the sum."""
+    t, trace = s.t, s.trace
+    if len(nodes) == 1 and not constant:
+        (i,) = nodes
+        node = t.nodes[i]._replace(dims=s.blank(t.nodes[i].dims))
+        trace.use(node.param, "scalar")
+        echo = Echo("statistic", node.dims, foreign(s.value.shape), fan_in=s.gone[i])
+        return [], [(echo, frozenset({node.param}))]
+    weights = [i for i in nodes if s.alone(i)]
+    if len(weights) != 1 or constant or t.edges:
+        s.refuse(nodes, "a product with data is contracted with parameters or constants", {})
+        return [], []
+    return _settled(s, {weights[0]: s.gone[weights[0]]}, weights)
+
+
+def _sum_with_data(s: _Sum) -> Result:
+    """Parameters contracted with data."""
+    t, trace = s.t, s.trace
+    if not s.over:
+        return [t], []
+    assert t.data is not None
+    data = s.at(t.data)
+    roots = {i: gone for i, gone in enumerate(s.gone) if gone}
+    if not roots and _has_fan_in_of_one(s):
+        node = t.nodes[0]
+        trace.use(node.param, "elementwise")
+        left = used(trace, t, node._replace(dims=without(s.blank(node.dims), s.blank(t.data))), s.blank(t.data))
+        return [], [(left, frozenset({node.param}))]
+    if not roots:
+        by_constants = t.constants is not None and bool(any(has_axes(d) for d in s.at(t.constants)))
+        if not (by_constants and any(CONSTANT in dict(edge) for edge in t.edges)):
+            return [s.rest()], []
+        roots = {CONSTANT: NONE}
+    if t.hot is not None and len(t.nodes) == 1 and not besides(data, s.at(t.hot)):
+        rest = s.rest()
+        return [rest._replace(picked=rest.data, hot=None)], []
+    if t.picked is not None and t.data == t.picked:  # rows of a table, added up
+        settle_lookup(s.trace, t)
+        return [], []
+    if t.bent and len(t.nodes) == 1 and not t.edges:
+        return _sum_bent(s)
+    fan_in = directed(t, roots)
+    weights = _with_outputs(s, roots, fan_in or {})
+    refusal = _why_unclear(s, [i for i in roots if i in weights or not weights], data)
+    if refusal and _is_scale(s, roots):
+        s.trace.use(t.nodes[0].param, "elementwise")
+        return [], []
+    if fan_in is None or refusal:
+        s.refuse(
+            [i for i in (fan_in or range(len(t.nodes))) if i != CONSTANT],
+            refusal or "data comes to it from two sides",
+            fan_in or {},
+        )
+        return [], []
+    ends = [i for i in weights if i in roots and s.alone(i)]
+    apart = [frozenset(d for d, dim in enumerate(s.blank(t.nodes[i].dims)) if has_axes(dim)) for i in ends]
+    if len(ends) > 1 and not frozenset.intersection(*apart):
+        s.refuse(ends, "data comes to it from two sides", fan_in)
+        return [], []
+    if t.bent and t.edges and not t.merged and all(
+        any(i in dict(edge) for edge in t.edges) for i in range(len(t.nodes))
+    ):
+        made = as_activation(trace, replace(s.value, terms=(t,)), s.over)
+        assert made.kind == Kind.DATA
+        return [], []
+    if t.bent and any(t.edges):
+        s.refuse(list(range(len(t.nodes))), "a nonlinear function of a product of parameters", {})
+        return [], []
+    if not weights:
+        return _without_outputs(s, fan_in)
+    return _settled(s, fan_in, weights)
+
+
+def _has_fan_in_of_one(s: _Sum) -> bool:
+    """Whether a parameter is contracted over axes of length 1, which leaves outputs."""
+    at = s.at(s.t.nodes[0].dims)
+    ones = any(f.axes for dim in at for f in dim)
+    return len(s.t.nodes) == 1 and not s.t.edges and s.t.rows is None and ones and bool(s.alone(0))
+
+
+def _with_outputs(s: _Sum, roots: dict[int, AxisSet], fan_in: dict[int, AxisSet]) -> list[int]:
+    """The nodes with a fan-in that have outputs: free axes, or sums on the way away from the data."""
+    return [
+        i
+        for i, axes in fan_in.items()
+        if i != CONSTANT
+        and (s.alone(i) or summed_axes(s.t, i) - (NONE if i in roots else axes))
+    ]
+
+
+def _why_unclear(s: _Sum, roots: Sequence[int], data: Dims) -> str:
+    """Why a contraction with data does not show the fan-in; empty if it does."""
+    t = s.t
+    for i in roots:
+        if i == CONSTANT:
+            continue
+        node = t.nodes[i]
+        dims = s.at(node.dims)
+        activation = data  # data, times what else is in the product
+        for j, other in enumerate(t.nodes):
+            activation = activation if i == j else vary(activation, s.at(other.dims))
+        if s.gone[i] - met(dims, activation):
+            return "summed over an axis that the data does not vary along"
+        if not is_all(s.trace, node, dims, s.gone[i]):
+            return PARTLY
+        others = [t.constants, *(n.dims for j, n in enumerate(t.nodes) if j != i)]
+        for other in others:
+            if other is not None and besides(s.at(other), dims) and besides(data, dims):
+                return "it is repeated along another axis of the weight that it is part of"
+    if t.unsure:
+        return t.unsure
+    if t.edges and not t.merged:
+        from_weight = any(
+            e.how == "used" and met(s.at(e.dims), data) for e in s.value.echoes
+        )
+        if from_weight:
+            return EITHER
+    if t.edges and not has_open_ends(t):
+        return EITHER
+    return ""
+
+
+def _without_outputs(s: _Sum, fan_in: dict[int, AxisSet]) -> Result:
+    """A contraction that leaves no output of the parameter: one unit, a scale, or an activation."""
+    t, trace = s.t, s.trace
+    if len(t.nodes) == 1 and 0 in fan_in and not t.edges:
+        node = t.nodes[0]
+        rest = s.blank(node.dims)
+        if t.picked is not None:
+            assert t.data is not None
+            shared = bool(met(t.picked, t.data))
+            if shared and not (node.parts or 1 in trace.shapes[node.param]):
+                trace.use(node.param, "lookup")
+                return [], []
+        elif _is_table(rest):
+            trace.use(node.param, "lookup")
+            return [], []
+        elif _is_scale(s, fan_in):
+            trace.use(node.param, "elementwise")
+            return [], []
+        elif not t.bent and t.rows is None and (s.dot or own_axes(node._replace(dims=rest))):
+            return _settled(s, fan_in, [0])
+    why = "combined with data, then contracted: a dense layer, or a scale followed by a sum"
+    s.refuse([i for i in fan_in if i != CONSTANT], why, fan_in)
+    return [], []
+
+
+def _is_scale(s: _Sum, fan_in: dict[int, AxisSet]) -> bool:
+    """Whether a parameter without outputs scales data, of which the other data shares not all rows.
+
+    Such as queries, scaled before they meet keys.
+    """
+    t = s.t
+    if len(t.nodes) > 1 or t.rows is None or t.last is None or 0 not in fan_in or s.alone(0):
+        return False
+    return besides(s.blank(t.rows), vary(s.blank(t.nodes[0].dims), s.blank(t.last)))
+
+
+def _is_table(dims: Dims) -> bool:
+    """Whether some axis occurs in several dimensions: rows of a table, chosen for pairs."""
+    axes = [a for dim in dims for f in dim if f.stride is None and not f.whole for a in f.axes]
+    return len(axes) > len(set(axes))
+
+
+def _settled(s: _Sum, fan_in: dict[int, AxisSet], weights: Sequence[int]) -> Result:
+    """Notes the weights of a term; whatever else is in it scales them."""
+    t, echoes = s.t, []
+    assert t.data is not None
+    rows = s.blank(t.data)
+    for i, n in enumerate(t.nodes):
+        if i in weights:
+            # Axes of length 1 have no role, yet among contracted ones they belong to the fan-in.
+            ones = frozenset(a for dim in s.at(n.dims) for f in dim for a in f.axes if f.size == 1)
+            record_weight(s.trace, t, i, fan_in[i] | ones, s.alone(i))
+            node = n._replace(dims=without(s.blank(n.dims), rows))
+            left = used(s.trace, t, node, rows)
+            params = {n.param} if not left.network else {m.param for m in t.nodes}
+            echoes.append((left, frozenset(params)))
+        else:
+            s.trace.use(n.param, "lookup" if t.picked else "elementwise")
+    return [], echoes
+
+
+def _sum_echo(
+    trace: Any, e: Echo, params: frozenset[int], over: Sequence[int], weighted: bool
+) -> Echo:
+    """An activation summed over digits of a parameter: refused if it is used as a weight is."""
+    blank = _blank(over)
+    at = lambda dims: tuple([dims[d] for d in over])  # noqa: E731
+    gone = axes_of(at(e.dims))
+    if not gone:
+        return e
+    rest = e._replace(dims=blank(e.dims))
+    by_data = NONE if e.data is None else met(at(e.dims), at(e.data))
+    stay = axes_of(rest.dims) | e.cut
+    if e.how == "added" and e.bent:
+        shared = met(e.dims, e.rows)
+        if gone & shared and stay - shared:
+            _refuse_echo(trace, params, gone, "added to data, and summed after a nonlinearity")
+    if by_data:
+        assert e.data is not None
+        shared = NONE if e.others is None else met(rest.dims, blank(e.others))
+        beside = rest.dims if e.others is None else vary(rest.dims, blank(e.others))
+        repeated = besides(blank(e.rows), beside)
+        noise = e.how == "added" and not e.repeated and not e.layer
+        batch = not e.learned or met(blank(e.rows), blank(e.data))
+        first = trace.constants_are_data and e.raw and e.how == "used"
+        if weighted:
+            pass
+        elif e.how == "statistic":
+            _refuse_echo(trace, params, gone, "a sum of it is contracted with data")
+        elif e.network:
+            _refuse_echo(trace, params, NONE, EITHER)
+        elif first or not batch or (not repeated and (stay - shared or e.ones or noise)):
+            why = (
+                "its product with data is itself used as a weight"
+                if e.how == "used"
+                else "added to data, then contracted with data: a gated weight or an activation"
+            )
+            _refuse_echo(trace, params, gone, why)
+        elif stay - shared:
+            rest = rest._replace(twice=True)
+    return rest
+
+
+def _refuse_echo(trace: Any, params: frozenset[int], axes: AxisSet, why: str) -> None:
+    for p in params:
+        trace.refuse(p, why, axes)

@@ -1,0 +1,234 @@
+"""What a term is used for, once data has come to it from one side.
+
+A term is a network: its nodes are parameters, its edges are sums between them. Data that is
+contracted with it, or rows that turn one end of it into an activation, direct every edge away from
+where they come in: on that side of a parameter lies its fan-in, on the others its outputs.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from .digits import NONE, AxisSet, Dims, axes_of, besides, is_whole, met, varying, without
+from .values import CONSTANT, Echo, Kind, Node, Term, Value, own_axes, regrouped
+
+
+EITHER = "contracted with another parameter, and either may be the weight"
+
+
+def summed_axes(t: Term, i: int) -> AxisSet:
+    """The axes of a node that its term is already summed over."""
+    return NONE.union(*[axes for edge in t.edges for j, axes in edge if i == j])
+
+
+def directed(t: Term, sources: Mapping[int, AxisSet]) -> dict[int, AxisSet] | None:
+    """The fan-in of every node that an edge connects to the sources; None if there are two ways.
+
+    Args:
+      t: the term.
+      sources: where data comes in: places of nodes, and their axes that it meets.
+    """
+    fan_in, frontier, left = dict(sources), list(sources), set(t.edges)
+    while frontier:
+        i = frontier.pop()
+        for edge in [e for e in left if any(j == i for j, _ in e)]:
+            left.remove(edge)
+            for j, axes in edge:
+                if j in (i, CONSTANT):
+                    continue
+                if j in fan_in:
+                    return None
+                fan_in[j] = axes
+                frontier.append(j)
+    return fan_in
+
+
+def record_weight(trace: Any, t: Term, i: int, fan_in: AxisSet, alone: AxisSet) -> None:
+    """Notes that a node is a weight with a fan-in, and which of its axes are outputs."""
+    p = t.nodes[i].param
+    outputs = (alone | summed_axes(t, i)) - fan_in
+    long = frozenset(a for a, n in enumerate(trace.shapes[p]) if n > 1)
+    trace.use(p, "weight", axes=fan_in, outputs=outputs, batch=long - fan_in - outputs)
+
+
+def is_all(trace: Any, node: Node, dims: Dims, axes: Iterable[int]) -> bool:
+    """Whether `dims` run over every index of each of some axes."""
+    return all(is_whole(dims, a, trace.shapes[node.param][a]) for a in axes)
+
+
+def oriented_by_rows(trace: Any, t: Term, vectors: Dims) -> bool:
+    """Reads a product of parameters as an activation, if vectors that are added to it say so.
+
+    A vector is the same for all rows, so that what the rows belong to is no weight.
+
+    Args:
+      trace: the walk, which records uses.
+      t: the product.
+      vectors: along which dimensions the vectors vary.
+    """
+    with_rows = [i for i, n in enumerate(t.nodes) if besides(n.dims, vectors)]
+    if not with_rows and t.constants is not None and besides(t.constants, vectors):
+        with_rows = [CONSTANT]
+    fan_in = directed(t, dict.fromkeys(with_rows, NONE))
+    if len(with_rows) != 1 or fan_in is None:
+        return False
+    for i, n in enumerate(t.nodes):
+        if i not in fan_in:
+            trace.use(n.param, "elementwise")
+    sources = dict.fromkeys(with_rows, NONE)
+    record_directed(trace, t, fan_in | sources)
+    return True
+
+
+def record_directed(trace: Any, t: Term, fan_in: Mapping[int, AxisSet]) -> None:
+    """Notes the weights of a product of parameters that makes an activation.
+
+    Args:
+      trace: the walk.
+      t: the product.
+      fan_in: of each node; empty for those that the activation begins with.
+    """
+    if t.unsure:
+        for n in t.nodes:
+            trace.refuse(n.param, t.unsure)
+        return
+    weights = [
+        i
+        for i, axes in fan_in.items()
+        if axes and (own_axes(t.nodes[i]) or summed_axes(t, i) - axes)
+    ]
+    for i, axes in fan_in.items():
+        if i in weights:
+            record_weight(trace, t, i, axes, own_axes(t.nodes[i]))
+        elif i != CONSTANT and axes and not weights:
+            trace.refuse(t.nodes[i].param, EITHER, axes)
+        elif i != CONSTANT:
+            trace.use(t.nodes[i].param, "elementwise")
+
+
+def with_slices_joined(trace: Any, value: Value, final: bool = True) -> Value:
+    """Reads a sum of products of different slices with data as the contraction that it is.
+
+    Args:
+      trace: the walk, which records uses.
+      value: the sum.
+      final: whether no slice can follow, so that a sum that lacks some has to be refused.
+    """
+    groups: dict[int, list[Term]] = {}
+    for t in value.terms:
+        if t.unrolled and t.data is not None:
+            groups.setdefault(t.nodes[0].param, []).append(t)
+    gone: list[Term] = []
+    echoes: list[Any] = list(value.echoes.items())
+    for p, group in groups.items():
+        parts = {t.nodes[0].parts for t in group}
+        axes = NONE.union(*[part.axes for some in parts for part in some])
+        indices = {part.index for some in parts for part in some}
+        covered = len(axes) == 1 and indices == set(range(trace.shapes[p][min(axes)]))
+        if not (covered or final):
+            continue
+        gone += group
+        itself = any(t.seen >> p & 1 for t in group)
+        if itself and not any(trace.is_seen(t.nodes[0], t.seen) for t in group):
+            trace.use(p, "elementwise")  # each scales what the ones before it went into
+            continue
+        if not covered or itself or any(t.bent or len(t.nodes[0].parts) > 1 for t in group):
+            why = "several of its slices are multiplied by data and added up"
+            trace.refuse(p, why, axes if not itself else NONE)
+            continue
+        for t in group:
+            echoes.append(contracted(trace, t, axes))
+    if not gone:
+        return value
+    terms = tuple(t for t in value.terms if t not in gone)
+    return replace(value, terms=terms, echoes=regrouped(echoes))
+
+
+def contracted(trace: Any, t: Term, fan_in: AxisSet) -> tuple[Echo, frozenset[int]]:
+    """Notes that a product of one parameter and data is summed over axes it does not show."""
+    node = t.nodes[0]
+    assert t.data is not None
+    record_weight(trace, t, 0, fan_in, own_axes(node) - met(node.dims, t.data))
+    node = node._replace(parts=frozenset(), dims=without(node.dims, t.data))
+    return used(trace, t, node, t.data), frozenset({node.param})
+
+
+def used(trace: Any, t: Term, node: Node, rows: Dims) -> Echo:
+    """What is left of a weight in the product of a contraction."""
+    return Echo(
+        "used",
+        node.dims,
+        rows,
+        ones=1 in trace.shapes[node.param],
+        network=bool(t.edges) and not t.merged,
+        learned=t.learned,
+        parts=node.parts,
+        seen=t.seen if node.parts else 0,
+        loops=t.loops if node.parts else frozenset(),
+    )
+
+
+def could_be_weight(e: Echo) -> bool:
+    """Whether an activation could be a weight made from data, one for each example."""
+    if e.how == "added":
+        return not e.repeated
+    count = sum(any(f.axes and f.size > 1 for f in dim) for dim in e.dims)
+    rows = sum(besides((r,), (d,)) for r, d in zip(e.rows, e.dims, strict=True))
+    return bool(e.pending) or e.how == "statistic" or (count > 1 and rows < 2)
+
+
+def flowing_to(t: Term, last: int) -> dict[int, AxisSet] | None:
+    """The fan-in of every node, where one of them is the last: those of its axes away from it."""
+    to_last = directed(t, {last: NONE})
+    if to_last is None:
+        return None
+    return {
+        i: summed_axes(t, i) - to_last.get(i, NONE)
+        for i in range(len(t.nodes))
+    }
+
+
+def settle_lookup(trace: Any, t: Term) -> None:
+    """Notes that rows that data chose are part of an activation."""
+    for i, n in enumerate(t.nodes):
+        if not t.edges:
+            trace.use(n.param, "lookup")
+        elif len(t.nodes) == 1:
+            trace.use(n.param, "constant", summed_axes(t, i))
+        else:
+            refuse_pair(trace, t, i)
+
+
+def has_open_ends(t: Term) -> bool:
+    """Whether each end of a chain of products has axes left, as in an update of a weight."""
+    ends = [i for i in range(len(t.nodes)) if sum(i in dict(e) for e in t.edges) == 1]
+    return all(own_axes(t.nodes[i]) for i in ends)
+
+
+def refuse_pair(trace: Any, t: Term, i: int) -> None:
+    """Notes that a node is contracted with other parameters, and which of them is the weight not."""
+    near = [(j, axes) for edge in t.edges if i in dict(edge) for j, axes in edge]
+    partners = frozenset((t.nodes[j].param, axes) for j, axes in near if j not in (i, CONSTANT))
+    trace.refuse(t.nodes[i].param, EITHER, summed_axes(t, i), partners)
+
+
+def as_activation(
+    trace: Any, value: Value, over: Sequence[int] = (), repeated: bool = False
+) -> Value:
+    """A value made of parameters alone that turned out to be an activation.
+
+    Args:
+      trace: the walk, which records uses.
+      value: the value.
+      over: the dimensions that a weight is contracted with.
+      repeated: whether it is known by being repeated along a batch.
+    """
+    for t in value.terms:
+        last = [i for i, n in enumerate(t.nodes) if axes_of(n.dims[d] for d in over)]
+        flows = flowing_to(t, last[0]) if len(last) == 1 else None
+        if flows is not None or not t.edges:
+            record_directed(trace, t, flows or dict.fromkeys(range(len(t.nodes)), NONE))
+            continue
+        for i in range(len(t.nodes)):
+            refuse_pair(trace, t, i)
+    return replace(value, kind=Kind.DATA, varies=varying(value.shape), terms=(), learned=repeated)

@@ -1,0 +1,243 @@
+"""What is known of a value: a sum of products of parameters, and what is left of used ones.
+
+A value is written as a polynomial in the parameters: each `Term` is a product of parameters' images,
+perhaps with some digits summed away between them (`edges`), perhaps multiplied by inputs (`data`).
+A parameter stays in a term until its use is known: it is contracted with inputs, or added to them.
+From then on the value is an activation, and an `Echo` remembers the parameter's digits in it, so that
+a second contraction over them can be refused.
+"""
+
+import functools
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from typing import NamedTuple
+
+from .digits import NONE, AxisSet, Dim, Dims, Shape, axes_of, foreign, has_axes, vary, varying
+
+
+class Kind(IntEnum):
+    """What a value depends on, as far as gradients and inputs are concerned."""
+
+    CONSTANT = 0
+    PARAMETER = 1  # parameters and constants only
+    DATA = 2
+
+
+class Part(NamedTuple):
+    """A slice of a parameter's axes that an image shows."""
+
+    key: Hashable  # equal for equal slices; ("loop", loop) for the one that a loop is at
+    axes: AxisSet
+    dim: Dim = ()  # the digits that a loop has cut away
+    index: int | None = None  # the position, where that is known
+
+
+class Node(NamedTuple):
+    """One occurrence of a parameter in a term."""
+
+    param: int
+    dims: Dims
+    parts: frozenset[Part] = frozenset()
+
+
+CONSTANT = -1  # stands for a constant in an edge
+Edge = frozenset[tuple[int, AxisSet]]  # summed together: places of nodes in the term, and axes
+
+
+class Term(NamedTuple):
+    """A product of parameters, constants and data."""
+
+    nodes: tuple[Node, ...]
+    edges: frozenset[Edge] = frozenset()
+    constants: Dims | None = None  # along which constants vary that it is multiplied by
+    data: Dims | None = None  # along which inputs vary that it is multiplied by
+    rows: Dims | None = None  # the same, before the last multiplication
+    last: Dims | None = None  # along which the last of them varied
+    bent: bool = False  # something nonlinear was done to a product
+    curved: bool = False  # or to a parameter, such as a norm
+    picked: Dims | None = None  # along which the indices vary that data chose rows by
+    hot: Dims | None = None  # along which the data is one-hot
+    merged: bool = False  # added to a parameter of the same shape: an update of it
+    unsure: str = ""  # why it would have to be refused as a weight
+    learned: bool = False  # the data is made of parameters alone, and repeated along a batch
+    unrolled: bool = False  # added to a product of another slice of it with data
+    loops: frozenset[Hashable] = frozenset()  # that the data is carried by
+    seen: int = 0  # the parameters that the data was computed from, a bit each
+
+    def moved(self, f: Callable[[Dims], Dims]) -> "Term":
+        """The term after an operation that moves elements."""
+        nodes = tuple([n._replace(dims=f(n.dims)) for n in self.nodes])
+        if self.is_image and self.constants is None:
+            return self._replace(nodes=nodes)
+        names = "constants", "data", "rows", "last", "picked", "hot"
+        dims = {name: getattr(self, name) for name in names}
+        moved = {name: None if d is None else f(d) for name, d in dims.items()}
+        return self._replace(nodes=nodes, **moved)
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it is one parameter, element by element, that nothing has met."""
+        return len(self.nodes) == 1 and not self.edges and self.data is None
+
+    @property
+    def support(self) -> Dims:
+        """Along which dimensions it varies."""
+        dims = self.nodes[0].dims
+        for other in (*(n.dims for n in self.nodes[1:]), self.constants, self.data, self.picked):
+            dims = dims if other is None else vary(dims, other)
+        return dims
+
+
+class Echo(NamedTuple):
+    """What is left of a parameter in a value after its use is known: digits of its own axes."""
+
+    how: str  # "used": contracted with data; "added" to data; "statistic": summed by itself
+    dims: Dims
+    rows: Dims  # along which the data varied that it met
+    data: Dims | None = None  # along which data varies that it was multiplied by since
+    others: Dims | None = None  # the same, without data computed from the parameter itself
+    raw: bool = False  # that data is of constants alone
+    bent: bool = False
+    repeated: bool = True  # when it met that data, along some digit of that
+    layer: bool = False  # that data is a product with another parameter: it is its bias
+    ones: bool = False  # the parameter has an axis of length 1, which may be its one output
+    learned: bool = False  # that data is made of parameters alone, and repeated along a batch
+    network: bool = False  # used in a product with other parameters
+    cut: AxisSet = NONE  # axes of which a slice or a step of a loop shows one position
+    twice: bool = False  # contracted with data again
+    parts: frozenset[Part] = frozenset()  # slices of it that were used
+    seen: int = 0  # if so, what the data was computed from
+    loops: frozenset[Hashable] = frozenset()  # and what carries it
+    pending: str = ""  # why it has to be refused, unless it turns out to scale its own parameter
+    fan_in: AxisSet = NONE
+
+    def moved(self, f: Callable[[Dims], Dims]) -> "Echo":
+        """The echo after an operation that moves elements."""
+        data, others = (None if d is None else f(d) for d in (self.data, self.others))
+        return self._replace(dims=f(self.dims), rows=f(self.rows), data=data, others=others)
+
+
+Echoes = Mapping[Echo, frozenset[int]]
+EMPTY: Echoes = {}
+
+
+@dataclass(frozen=True)
+class Value:
+    """What is known about one variable of the jaxpr."""
+
+    shape: Shape
+    kind: Kind = Kind.CONSTANT
+    varies: Dims = ()  # along which constants and inputs vary
+    terms: tuple[Term, ...] = ()
+    echoes: Echoes = field(default_factory=dict)
+    seen: int = 0  # the parameters that went into it, a bit each
+    loops: frozenset[Hashable] = frozenset()  # that it is carried by, or computed from what is
+    learned: bool = False  # an activation made of parameters alone, and repeated along a batch
+    counts: Dims | None = None  # an iota, and along which dimensions
+    one_hot: Dims | None = None  # along which dimensions it has a single one
+    number: int | None = None  # a scalar integer that is known
+
+    def moved(self, f: Callable[[Dims], Dims], shape: Shape) -> "Value":
+        """The value after an operation that only moves its elements, as `f` moves dimensions."""
+        return replace(
+            self,
+            shape=shape,
+            varies=f(self.varies),
+            terms=tuple([t.moved(f) for t in self.terms]),
+            echoes=regrouped((e.moved(f), ps) for e, ps in self.echoes.items()),
+            counts=None if self.counts is None else f(self.counts),
+            one_hot=None if self.one_hot is None else f(self.one_hot),
+            number=self.number,
+        )
+
+    def without_gradient(self) -> "Value":
+        """The value where no gradient flows: parameters in it are constants."""
+        kind = Kind.CONSTANT if self.kind == Kind.PARAMETER else self.kind
+        if kind == self.kind and not self.terms and not self.echoes:
+            return self
+        return replace(self, kind=kind, varies=self.support, terms=(), echoes={})
+
+    def plain(self) -> "Value":
+        """The value as something that is no iota, one-hot or known number any more."""
+        if self.counts is None and self.one_hot is None and self.number is None:
+            return self
+        return replace(self, counts=None, one_hot=None, number=None)
+
+    @functools.cached_property
+    def support(self) -> Dims:
+        """Along which dimensions it varies, whatever the reason."""
+        dims = self.varies
+        for t in self.terms:
+            dims = vary(dims, t.support)
+        for e in self.echoes:
+            dims = vary(dims, e.dims)
+        return dims
+
+
+def regrouped(echoes: Iterable[tuple[Echo, frozenset[int]]]) -> Echoes:
+    """Echoes that came out equal, together; and without those that have no digits left."""
+    result: dict[Echo, frozenset[int]] = {}
+    origins: dict[Echo, list[Echo]] = {}
+    for e, params in echoes:
+        if not (e.pending or any([has_axes(dim) for dim in e.dims])):
+            continue
+        if e.parts:
+            plain = e._replace(seen=0, loops=frozenset())
+            origins.setdefault(plain, []).append(e)
+            e = plain
+        result[e] = result[e] | params if e in result else params
+    for plain, found in origins.items():
+        seen, loops = _origin(found)
+        result[plain._replace(seen=seen, loops=loops)] = result.pop(plain)
+    return result
+
+
+def _origin(found: Iterable[Term | Echo]) -> tuple[int, frozenset[Hashable]]:
+    """What the data in several terms or echoes was computed from, and what carries it."""
+    seen, loops = 0, frozenset()
+    for one in found:
+        seen, loops = seen | one.seen, loops | one.loops
+    return seen, loops
+
+
+def once(terms: Iterable[Term]) -> tuple[Term, ...]:
+    """Each term once, wherever its data came from."""
+    groups: dict[Term, list[Term]] = {}
+    for t in terms:
+        groups.setdefault(t._replace(seen=0, loops=frozenset()), []).append(t)
+    result = []
+    for plain, found in groups.items():
+        seen, loops = _origin(found)
+        result.append(plain._replace(seen=seen, loops=loops))
+    return tuple(result)
+
+
+def constant(shape: Shape, kind: Kind = Kind.CONSTANT) -> Value:
+    """A constant, or an input if `kind` is DATA: it varies along all its dimensions."""
+    return Value(shape, kind, varies=varying(shape))
+
+
+def nothing(shape: Shape) -> Value:
+    """A constant that does not vary: a number."""
+    return Value(shape, varies=foreign(shape))
+
+
+def own_axes(node: Node) -> AxisSet:
+    """The axes that are still there."""
+    return axes_of(node.dims)
+
+
+@dataclass(frozen=True)
+class Use:
+    """Something a parameter is used for."""
+
+    param: int
+    role: str  # a key of verdict.ROLES
+    where: str  # operation and module
+    axes: AxisSet = NONE  # contracted over, or that would be if it is a weight here
+    outputs: AxisSet = NONE
+    batch: AxisSet = NONE
+    why: str = ""
+    backward: bool = False  # in a gradient that the function itself takes
+    partners: frozenset[tuple[int, AxisSet]] = frozenset()  # one of which may be the weight
