@@ -238,8 +238,8 @@ def unknown(eqn: Any) -> str:
     return f"jax {jax.__version__}'s {name} has no parameter {gone[0]!r}"
 
 
-# For each primitive, its parameters in JAX 0.7 to 0.12; Equinox's come last. One with a "?" may be missing: it is not
-# read, or is not in every version.
+# For each primitive, its parameters in JAX 0.7 to 0.12; Equinox's come last. One with a "?" may be
+# missing: it is not read, or is not in every version.
 _TABLE = """
 abs acos acosh asin asinh atan atan2 atanh bessel_i0e bessel_i1e ceil clamp complex cosh digamma
 add add_any and div eq eq_to erf erf_inv floor ge gt igamma igamma_grad_a igammac imag is_finite le

@@ -4,32 +4,12 @@ Only uses that a gradient reaches are uses of a parameter: nothing is learned th
 comparison, `stop_gradient`, or a value that no output depends on.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
+from .jaxprs import body, branches, has_effect, is_inexact, is_literal, loop, unknown, while_loop
 
 Flags = tuple[bool, ...]
-
-# They have an effect that keeps them alive, and it is not on anything that is differentiated.
-_HARMLESS_EFFECTS = frozenset({"debug_callback", "debug_print"})
-
-
-def is_inexact(var: Any) -> bool:
-    """Whether a variable is of a dtype that carries gradients."""
-    dtype = getattr(var.aval, "dtype", None)
-    return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
-
-
-def is_literal(atom: Any) -> bool:
-    """Whether an operand of an equation is a number rather than a variable."""
-    return hasattr(atom, "val")
-
-
-def body(eqn: Any, *names: str) -> tuple[Any, Sequence[Any]]:
-    """The jaxpr within an equation, under the first of `names` it has, and its constants."""
-    inner = next(eqn.params[name] for name in names if eqn.params.get(name) is not None)
-    return (inner.jaxpr, inner.consts) if hasattr(inner, "jaxpr") else (inner, ())
 
 
 class Liveness:
@@ -82,9 +62,8 @@ class Liveness:
 
     def _into(self, eqn: Any, outs: Flags, everything: bool) -> Flags:
         name = eqn.primitive.name
-        if name not in RULES_OF_LIVENESS:
-            kept = bool(eqn.effects) and name not in _HARMLESS_EFFECTS
-            return (any(outs) or kept,) * len(eqn.invars)
+        if name not in RULES_OF_LIVENESS or unknown(eqn):
+            return (any(outs) or has_effect(eqn),) * len(eqn.invars)
         return RULES_OF_LIVENESS[name](self, eqn, outs, everything)
 
 
@@ -93,7 +72,7 @@ def _stop_gradient(known: Liveness, eqn: Any, outs: Flags, everything: bool) -> 
 
 
 def _call(known: Liveness, eqn: Any, outs: Flags, everything: bool) -> Flags:
-    return known.inputs(body(eqn, *CALL_BODIES)[0], outs, everything)
+    return known.inputs(body(eqn).jaxpr, outs, everything)
 
 
 def _custom(known: Liveness, eqn: Any, outs: Flags, everything: bool) -> Flags:
@@ -102,25 +81,25 @@ def _custom(known: Liveness, eqn: Any, outs: Flags, everything: bool) -> Flags:
 
 
 def _scan(known: Liveness, eqn: Any, outs: Flags, everything: bool) -> Flags:
-    jaxpr, consts, n = body(eqn, "jaxpr")[0], eqn.params["num_consts"], eqn.params["num_carry"]
-    outs = known.carried(jaxpr, outs, slice(consts, consts + n), n, everything)
+    scan = loop(eqn)
+    jaxpr = scan.body.jaxpr
+    outs = known.carried(jaxpr, outs, scan.carry, scan.n_carry, everything)
     return known.inputs(jaxpr, outs, everything)
 
 
 def _while(known: Liveness, eqn: Any, outs: Flags, everything: bool) -> Flags:
-    jaxpr, consts = body(eqn, "body_jaxpr")[0], eqn.params["body_nconsts"]
+    _, n_cond, (jaxpr, _), consts = while_loop(eqn)
     outs = known.carried(jaxpr, outs, slice(consts, None), len(outs), everything)
     flags = known.inputs(jaxpr, outs, everything)
     of_carry = tuple(a or b for a, b in zip(flags[consts:], outs, strict=True))
-    return (everything,) * eqn.params["cond_nconsts"] + flags[:consts] + of_carry
+    return (everything,) * n_cond + flags[:consts] + of_carry
 
 
 def _cond(known: Liveness, eqn: Any, outs: Flags, everything: bool) -> Flags:
-    flags = [known.inputs(b.jaxpr, outs, everything) for b in eqn.params["branches"]]
+    flags = [known.inputs(b.jaxpr, outs, everything) for b in branches(eqn)]
     return (everything, *(any(column) for column in zip(*flags, strict=True)))
 
 
-CALL_BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 CALLS = ("jit", "pjit", "closed_call", "remat2", "shard_map")  # jit is pjit in older JAX
 CUSTOM_CALLS = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 

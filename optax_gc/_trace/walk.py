@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from .liveness import Flags, Liveness, is_inexact, is_literal
+from .jaxprs import is_backward, is_inexact, is_literal, opened, scope, unknown
+from .liveness import Flags, Liveness
 from .mixing import shape_of
 from .provenance import Kind, Shape, Tag, Use, Value, constant, foreign, own
 from .rules import RULES
@@ -51,14 +52,18 @@ class Walk:
             operands = [read(atom) for atom in eqn.invars]
             if not any(flags) and not (eqn.effects and self._reaches(eqn, live)):
                 operands = [v.without_gradient() for v in operands]
-            stack = eqn.source_info.name_stack
-            self._stack = (*outer, str(stack)) if str(stack) else outer
-            self.backward = outer_backward or "Transform(name='transpose')" in repr(stack)
+            here = scope(eqn)
+            self._stack = (*outer, here) if here else outer
+            self.backward = outer_backward or is_backward(eqn)
             self.where = (
                 eqn.primitive.name + (" in " if self._stack else "") + "/".join(self._stack)
             )
             rule = RULES.get(eqn.primitive.name)
-            results = rule(self, eqn, *operands) if rule else self.opaque(eqn, operands)
+            why = unknown(eqn) if rule else f"there is no rule for {eqn.primitive.name}"
+            if rule is None or why:
+                results = self.opaque(eqn, operands, why)
+            else:
+                results = rule(self, eqn, *operands)
             results = [results] if isinstance(results, Value) else results
             for var, flag, value in zip(eqn.outvars, flags, results, strict=True):
                 env[var] = value if flag else value.without_gradient()
@@ -120,7 +125,7 @@ class Walk:
                 use = replace(use, role="ambiguous", why=why)
             self.record(use)
 
-    def opaque(self, eqn: Any, values: Sequence[Value]) -> list[Value]:
+    def opaque(self, eqn: Any, values: Sequence[Value], why: str) -> list[Value]:
         """What is known after an operation that nothing is known about."""
         kind = max((v.kind for v in values), default=Kind.CONST)
         for v in values:
@@ -129,7 +134,7 @@ class Walk:
                 if rows and tag.mixed:
                     self.settle(p, tag, v)
                 else:
-                    self.refuse(p, f"there is no rule for {eqn.primitive.name}")
+                    self.refuse(p, why)
         loops = frozenset().union(*(v.loops for v in values))
         return [replace(constant(shape_of(v), kind), loops=loops) for v in eqn.outvars]
 
@@ -153,7 +158,7 @@ def walk(closed: Any, n_params: int, data: Sequence[bool]) -> set[Use]:
       data: which of the other inputs are data, and not random keys. If none is, the constants
         that the function closes over stand for it.
     """
-    jaxpr = closed.jaxpr
+    jaxpr, consts = opened(closed)
     shapes = [shape_of(v) for v in jaxpr.invars[:n_params]]
     trace = Walk(shapes, constants_are_data=not any(data))
     values = [
@@ -163,5 +168,5 @@ def walk(closed: Any, n_params: int, data: Sequence[bool]) -> set[Use]:
     for var, is_data in zip(jaxpr.invars[n_params:], data, strict=True):
         values.append(constant(shape_of(var), Kind.DATA if is_data else Kind.CONST))
     outs = tuple(is_inexact(v) and not is_literal(v) for v in jaxpr.outvars)
-    trace.finish(trace.run(jaxpr, closed.consts, values, outs))
+    trace.finish(trace.run(jaxpr, consts, values, outs))
     return trace.uses

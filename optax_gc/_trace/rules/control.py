@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..liveness import CALL_BODIES, CALLS, CUSTOM_CALLS, body
+from ..jaxprs import body, branches, loop, while_loop
+from ..liveness import CALLS, CUSTOM_CALLS
 from ..mixing import combine, mix, shape_of
 from ..provenance import NONE, AxisSet, Dims, Factor, Kind, Shape, Value, axes_of, foreign, lost
 
@@ -13,7 +14,7 @@ _MOST_PASSES = 50
 
 def call(trace: Any, eqn: Any, *values: Value) -> list[Value]:
     """A function called as it is: jit, remat."""
-    jaxpr, consts = body(eqn, *CALL_BODIES)
+    jaxpr, consts = body(eqn)
     return trace.run(jaxpr, consts, values, trace.live_outputs(eqn))
 
 
@@ -23,7 +24,7 @@ def custom(trace: Any, eqn: Any, *values: Value) -> list[Value]:
     The rule may pass gradients where the body would not (rounding, integers), so all of the body
     counts.
     """
-    jaxpr, consts = body(eqn, *CALL_BODIES)
+    jaxpr, consts = body(eqn)
     outs = trace.live_outputs(eqn)
     reached = trace.liveness.inputs(jaxpr, outs, True)
     for value, flag in zip(values, reached, strict=True):
@@ -54,8 +55,7 @@ def joined(trace: Any, values: Sequence[Value]) -> Value:
 
 def scan(trace: Any, eqn: Any, *values: Value) -> list[Value]:
     """A loop over the leading axis: layers, or time. What it slices there is a batch axis."""
-    jaxpr, constants = body(eqn, "jaxpr")
-    n, m = eqn.params["num_consts"], eqn.params["num_carry"]
+    (jaxpr, constants), n, m, length, _ = loop(eqn)
     consts, init, xs = values[:n], values[n : n + m], values[n + m :]
     slices = [x.moved(lambda dims: dims[1:], x.shape[1:]) for x in xs]
     taken: dict[int, AxisSet] = {}
@@ -70,7 +70,6 @@ def scan(trace: Any, eqn: Any, *values: Value) -> list[Value]:
         return trace.run(jaxpr, constants, (*consts, *carry, *slices), outs)
 
     carry, results = _fixpoint(trace, step, init, id(eqn), taken)
-    length = eqn.params["length"]
     ys = [
         _stacked(y, shape_of(v), taken, length)
         for y, v in zip(results[m:], eqn.outvars[m:], strict=True)
@@ -140,8 +139,7 @@ def _stacked(y: Value, shape: Shape, taken: dict[int, AxisSet], length: int) -> 
 
 def while_(trace: Any, eqn: Any, *values: Value) -> list[Value]:
     """A loop that ends on a condition, through which no gradient flows."""
-    jaxpr, constants = body(eqn, "body_jaxpr")
-    n, m = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    _, n, (jaxpr, constants), m = while_loop(eqn)
     consts, init = values[n : n + m], values[n + m :]
     outs = trace.liveness.carried(
         jaxpr, trace.live_outputs(eqn), slice(m, None), len(init), trace.everything
@@ -155,10 +153,7 @@ def while_(trace: Any, eqn: Any, *values: Value) -> list[Value]:
 
 def cond(trace: Any, eqn: Any, which: Value, *values: Value) -> list[Value]:
     """A choice of branch; a parameter that data chooses is gated by it."""
-    results = [
-        trace.run(b.jaxpr, b.consts, values, trace.live_outputs(eqn))
-        for b in eqn.params["branches"]
-    ]
+    results = [trace.run(b.jaxpr, b.consts, values, trace.live_outputs(eqn)) for b in branches(eqn)]
     chosen = [joined(trace, outs) for outs in zip(*results, strict=True)]
     if which.kind != Kind.DATA:
         return chosen
@@ -174,7 +169,7 @@ def cond(trace: Any, eqn: Any, which: Value, *values: Value) -> list[Value]:
 
 def shard_map(trace: Any, eqn: Any, *values: Value) -> list[Value]:
     """A function of shards. Of an axis that is sharded only a part is seen at a time."""
-    jaxpr, consts = body(eqn, "jaxpr")
+    jaxpr, consts = body(eqn)
 
     def local(value: Value, shape: Shape) -> Value:
         def shard(dims: Dims) -> Dims:

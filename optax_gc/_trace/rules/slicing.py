@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from ..liveness import is_literal
+from ..jaxprs import is_literal
 from ..mixing import mix, shape_of
 from ..provenance import (
     NONE,
