@@ -59,7 +59,7 @@ class Walk:
                 eqn.primitive.name + (" in " if self._stack else "") + "/".join(self._stack)
             )
             rule = RULES.get(eqn.primitive.name)
-            why = unknown(eqn) if rule else f"there is no rule for {eqn.primitive.name}"
+            why = unknown(eqn) if rule else ""
             if rule is None or why:
                 results = self.opaque(eqn, operands, why)
             else:
@@ -125,7 +125,7 @@ class Walk:
                 use = replace(use, role="ambiguous", why=why)
             self.record(use)
 
-    def opaque(self, eqn: Any, values: Sequence[Value], why: str) -> list[Value]:
+    def opaque(self, eqn: Any, values: Sequence[Value], why: str = "") -> list[Value]:
         """What is known after an operation that nothing is known about."""
         kind = max((v.kind for v in values), default=Kind.CONST)
         for v in values:
@@ -134,7 +134,7 @@ class Walk:
                 if rows and tag.mixed:
                     self.settle(p, tag, v)
                 else:
-                    self.refuse(p, why)
+                    self.refuse(p, why or f"there is no rule for {eqn.primitive.name}")
         loops = frozenset().union(*(v.loops for v in values))
         return [replace(constant(shape_of(v), kind), loops=loops) for v in eqn.outvars]
 
