@@ -5,9 +5,7 @@ from trace_spellings import CASES, may_refuse
 from trace_support import REFUSED, answers
 
 
-@pytest.mark.parametrize(
-    ("name", "build", "expected"), CASES, ids=[name for name, *_ in CASES]
-)
+@pytest.mark.parametrize(("name", "build", "expected"), CASES, ids=[name for name, *_ in CASES])
 def test_every_spelling_of_a_program_gets_the_answer_of_its_definition(name, build, expected):
     fn, params, *args = build()
     found = answers(fn, params, *args)

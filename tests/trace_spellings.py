@@ -65,9 +65,7 @@ DOTS = {
     "swapped": swapped,
     "jitted helper": jax.jit(lambda spec, a, b: jnp.einsum(spec, a, b), static_argnums=0),
     "jitted product and sum": jax.jit(product_and_sum, static_argnums=0),
-    "inlined": jax.jit(
-        lambda spec, a, b: jnp.einsum(spec, a, b), static_argnums=0, inline=True
-    ),
+    "inlined": jax.jit(lambda spec, a, b: jnp.einsum(spec, a, b), static_argnums=0, inline=True),
     "vmapped": vmapped,
     "remat": lambda spec, a, b: jax.checkpoint(lambda a, b: jnp.einsum(spec, a, b))(a, b),
     "composite": lambda spec, a, b: lax.composite(
@@ -862,6 +860,18 @@ def in_pallas(q, k, v):
     return pl.pallas_call(kernel, out_shape=out, interpret=True)(q, k, v)
 
 
+def custom_vmapped(fn):
+    """With a rule of its own for vmap, which is not what the trace reads."""
+    custom = jax.custom_batching.custom_vmap(lambda *args: fn(*args))
+
+    @custom.def_vmap
+    def rule(size, batched, *args):
+        axes = [0 if b else None for b in batched]
+        return jax.vmap(fn, axes, axis_size=size)(*args), True
+
+    return custom
+
+
 def opaque_attention(attend):
     def fn(p, x):
         q, k, v = (jnp.einsum("btd,dhk->bthk", x, p[n]) + p["b" + n] for n in "qkv")
@@ -880,7 +890,7 @@ for how, attend in {
     "composite": lambda *qkv: lax.composite(softmax_attention, name="test.attention")(*qkv),
     "jax.nn": jax.nn.dot_product_attention,
     "checkpoint": jax.checkpoint(softmax_attention),
-    "custom_vmap": lambda *qkv: jax.custom_batching.custom_vmap(softmax_attention)(*qkv),
+    "custom_vmap": custom_vmapped(softmax_attention),
 }.items():
     case(f"biases of heads before attention: {how}", opaque_attention(attend), ATTENTION,
          f32(3, 7, 6), **ATTENTION_AXES)  # fmt: skip
@@ -962,3 +972,441 @@ case("ragged_dot_general of activations",
      lambda p, x, n: jnp.tanh(lax.ragged_dot_general(jnp.tanh(x @ p["u"]).T, x @ p["w"], n,
                                                      RAGGED_CONTRACTING)),
      {"u": f32(8, 5), "w": W}, f32(10, 8), i32(4), refusable=True, u=(0,), w=(0,))  # fmt: skip
+
+
+# Inside shard_map and pmap.
+def on_mesh(fn, in_specs, out_specs):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("d",))
+    return jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def meshed(name, fn, w_spec, x_spec, out_spec, w=W, x=f32(4, 8), refusable=(), axes=(0,)):
+    """A layer fn(w, x) inside shard_map, alone and between a layer and a nonlinearity."""
+    case(f"shard_map: {name}", lambda p, x: on_mesh(fn, (w_spec, x_spec), out_spec)(p["w"], x),
+         {"w": w}, x, refusable=refusable, w=axes)  # fmt: skip
+    case(f"shard_map: {name}, jitted",
+         jax.jit(lambda p, x: jnp.tanh(on_mesh(jax.jit(fn), (w_spec, x_spec), out_spec)(p["w"], x))),
+         {"w": w}, x, refusable=refusable, w=axes)  # fmt: skip
+    if axes == REFUSED:
+        return
+    case(f"shard_map: {name}, between layers",
+         lambda p, x: jnp.tanh(
+             on_mesh(fn, (w_spec, x_spec), out_spec)(p["w"], jnp.tanh(x @ p["u"])) + p["b"]),
+         {"u": f32(5, 8), "w": w, "b": f32(w.shape[-1])}, f32(*x.shape[:-1], 5),
+         refusable="w" if refusable else (), u=(0,), w=axes, b=())  # fmt: skip
+
+
+meshed("data parallel", lambda w, x: x @ w, P(), P("d"), P("d"))
+meshed("column parallel", lambda w, x: x @ w, P(None, "d"), P(), P(None, "d"))
+meshed("row parallel by psum", lambda w, x: lax.psum(x @ w, "d"), P("d"), P(None, "d"), P())
+meshed("row parallel by psum of a product and a sum",
+       lambda w, x: lax.psum((x[:, :, None] * w).sum(1), "d"), P("d"), P(None, "d"), P())  # fmt: skip
+meshed("row parallel by psum_scatter",
+       lambda w, x: lax.psum_scatter(x @ w, "d", scatter_dimension=1, tiled=True), P("d"),
+       P(None, "d"), P(None, "d"))  # fmt: skip
+meshed("row parallel by psum_scatter over the batch",
+       lambda w, x: lax.psum_scatter(x @ w, "d", scatter_dimension=0, tiled=True), P("d"),
+       P(None, "d"), P("d"))  # fmt: skip
+meshed("row parallel by all_gather and sum",
+       lambda w, x: lax.all_gather(x @ w, "d").sum(0), P("d"), P(None, "d"), P(),
+       refusable=True)  # fmt: skip
+meshed("fully sharded, gathered along the inputs",
+       lambda w, x: x @ lax.all_gather(w, "d", axis=0, tiled=True), P("d"), P("d"), P("d"))  # fmt: skip
+meshed("fully sharded, gathered along the outputs",
+       lambda w, x: x @ lax.all_gather(w, "d", axis=1, tiled=True), P(None, "d"), P("d"),
+       P("d"))  # fmt: skip
+meshed("fully sharded, gathered as blocks",
+       lambda w, x: jnp.einsum("bsi,sio->bo", x.reshape(-1, 2, 4), lax.all_gather(w, "d")), P("d"),
+       P("d"), P("d"), refusable=True)  # fmt: skip
+meshed("a permuted batch", lambda w, x: lax.ppermute(x, "d", [(0, 1), (1, 0)]) @ w, P(), P("d"),
+       P("d"))  # fmt: skip
+meshed("a permuted output", lambda w, x: lax.ppermute(x @ w, "d", [(0, 1), (1, 0)]), P(), P("d"),
+       P("d"))  # fmt: skip
+meshed("a permuted kernel of other outputs",
+       lambda w, x: x @ lax.ppermute(w, "d", [(0, 1), (1, 0)]), P(None, "d"), P(), P(None, "d"),
+       refusable=True)  # fmt: skip
+
+
+def ring(w, x):
+    """A collective matmul: the blocks of a kernel go around."""
+    y, here = jnp.zeros((x.shape[0], w.shape[1])), lax.axis_index("d")
+    for step in range(2):
+        block = lax.dynamic_slice_in_dim(x, (here + step) % 2 * 4, 4, axis=1)
+        y, w = y + block @ w, lax.ppermute(w, "d", [(1, 0), (0, 1)])
+    return y
+
+
+meshed("a ring of blocks of the fan-in", ring, P("d"), P("d"), P("d"), refusable=True)
+meshed("features exchanged by all_to_all",
+       lambda w, x: lax.all_to_all(x, "d", 1, 0, tiled=True) @ w, P("d"), P("d"), P("d"),
+       refusable=True, axes=REFUSED)  # fmt: skip
+meshed("a batch exchanged by all_to_all",
+       lambda w, x: lax.all_to_all(x, "d", 0, 1, tiled=True) @ w, P(), P(None, "d"), P("d"))  # fmt: skip
+meshed("a gathered batch", lambda w, x: lax.all_gather(x, "d", tiled=True) @ w, P(None, "d"), P("d"),
+       P(None, "d"))  # fmt: skip
+meshed("a mean over the batch", lambda w, x: x @ w - lax.pmean((x @ w).mean(0), "d"), P(), P("d"),
+       P("d"))  # fmt: skip
+meshed("a maximum over the batch", lambda w, x: x @ w - lax.pmax(lax.stop_gradient(x @ w).max(), "d"),
+       P(), P("d"), P("d"))  # fmt: skip
+meshed("experts on their own devices by all_to_all",
+       lambda w, x: lax.all_to_all(
+           jnp.einsum("ebi,eio->ebo", lax.all_to_all(x, "d", 0, 1, tiled=True), w), "d", 1, 0,
+           tiled=True), P("d"), P(None, "d"), P(None, "d"), w=f32(4, 8, 6), x=f32(4, 6, 8),
+       axes=(1,))  # fmt: skip
+meshed("each shard's partial sum put side by side", lambda w, x: x @ w, P("d"), P(None, "d"),
+       P(None, "d"), axes=REFUSED)  # fmt: skip
+case("shard_map: a megatron block",
+     lambda p, x: on_mesh(
+         lambda p, x: x + lax.psum(jax.nn.gelu(x @ p["up"] + p["bu"]) @ p["down"], "d") + p["bd"],
+         ({"up": P(None, "d"), "bu": P("d"), "down": P("d"), "bd": P()}, P()), P())(p, x),
+     {"up": f32(8, 12), "bu": f32(12), "down": f32(12, 8), "bd": f32(8)}, X,
+     up=(0,), bu=(), down=(0,), bd=())  # fmt: skip
+case("shard_map: a vocabulary in parts",
+     lambda p, i: on_mesh(
+         lambda e, i: lax.psum(jnp.where(
+             (i // 6 == lax.axis_index("d"))[..., None], e[i % 6], 0), "d"),
+         (P("d"), P()), P())(p["e"], i), {"e": f32(12, 8)}, i32(3, 7), refusable=True, e=())  # fmt: skip
+case("pmap over examples", lambda p, x: jax.pmap(lambda x: jnp.tanh(x @ p["w"] + p["b"]))(x),
+     {"w": W, "b": f32(6)}, f32(2, 3, 8), w=(0,), b=())  # fmt: skip
+case("pmap of parameters that are passed",
+     lambda p, x: jax.pmap(lambda p, x: jnp.tanh(x @ p["w"] + p["b"]), in_axes=(None, 0))(p, x),
+     {"w": W, "b": f32(6)}, f32(2, 3, 8), w=(0,), b=())  # fmt: skip
+case("pmap with a mean over devices",
+     lambda p, x: jax.pmap(lambda x: lax.pmean(jnp.tanh(x @ p["w"]), "d"), axis_name="d")(x),
+     {"w": W}, f32(2, 3, 8), w=(0,))  # fmt: skip
+case("pmap of replicas of parameters",
+     lambda p, x: jax.pmap(lambda p, x: jnp.tanh(x @ p["w"] + p["b"]))(p, x),
+     {"w": f32(2, 8, 6), "b": f32(2, 6)}, f32(2, 3, 8), w=(1,), b=())  # fmt: skip
+case("vmap with a mean over an axis that is named",
+     lambda p, x: jax.vmap(lambda x: lax.psum(jnp.tanh(x @ p["w"]), "d"), axis_name="d")(x),
+     {"w": W}, f32(2, 3, 8), w=(0,))  # fmt: skip
+case("vmap as a row-parallel layer",
+     lambda p, x: jax.vmap(lambda w, x: lax.psum(x @ w, "d"), (0, 1), axis_name="d")(
+         p["w"].reshape(2, 4, 6), x.reshape(3, 2, 4))[0],
+     {"w": W}, X, w=(0,))  # fmt: skip
+
+# Loops of solvers.
+CELL = {"w": f32(8, 8), "b": f32(8), "out": W}
+
+
+def checkpointed(step, x):
+    return eqx.internal.while_loop(
+        lambda c: c[0] < 3, lambda c: (c[0] + 1, step(c[1])), (0, x), max_steps=5,
+        kind="checkpointed",
+    )[1]  # fmt: skip
+
+
+def bounded(step, x):
+    return eqx.internal.while_loop(
+        lambda c: c[0] < 3, lambda c: (c[0] + 1, step(c[1])), (0, x), max_steps=5, kind="bounded"
+    )[1]
+
+
+def lax_kind(step, x):
+    return eqx.internal.while_loop(
+        lambda c: c[0] < 3, lambda c: (c[0] + 1, step(c[1])), (0, x), kind="lax"
+    )[1]
+
+
+def eqx_scan(kind):
+    def loop(step, x):
+        return eqx.internal.scan(
+            lambda x, _: (step(x), None), x, None, length=4, kind=kind,
+            checkpoints="all" if kind == "checkpointed" else None,
+        )[0]  # fmt: skip
+
+    return loop
+
+
+SOLVERS = {
+    "fori_loop": lambda step, x: lax.fori_loop(0, 3, lambda i, x: step(x), x),
+    "while_loop": lambda step, x: lax.while_loop(
+        lambda c: c[0] < 3, lambda c: (c[0] + 1, step(c[1])), (0, x)
+    )[1],
+    "while_loop that stops by its data": lambda step, x: lax.while_loop(
+        lambda x: (x**2).sum() > 1, step, x
+    ),
+    "associative_scan after": lambda step, x: lax.associative_scan(jnp.add, step(x)),
+    "map": lambda step, x: lax.map(step, x),
+    "map in batches": lambda step, x: lax.map(step, x, batch_size=2),
+    "Equinox, lax": lax_kind,
+    "Equinox, checkpointed": checkpointed,
+    "Equinox, bounded": bounded,
+    "Equinox's scan, lax": eqx_scan("lax"),
+    "Equinox's scan, checkpointed": eqx_scan("checkpointed"),
+    "switch": lambda step, x: lax.switch(
+        jnp.argmax(x[0]) % 3, [step, lambda x: step(step(x)), lambda x: x], x
+    ),
+    "cond": lambda step, x: lax.cond(x.sum() > 0, step, lambda x: x, x),
+    "cond, vmapped": lambda step, x: jax.vmap(
+        lambda x: lax.cond(x.sum() > 0, step, lambda x: x, x)
+    )(x),
+    "while_loop, vmapped": lambda step, x: jax.vmap(
+        lambda x: lax.while_loop(lambda x: (x**2).sum() > 1, step, x)
+    )(x),
+    "Equinox, checkpointed, vmapped": lambda step, x: jax.vmap(lambda x: checkpointed(step, x))(x),
+    "Equinox, bounded, vmapped": lambda step, x: jax.vmap(lambda x: bounded(step, x))(x),
+    "filter_checkpoint": lambda step, x: eqx.filter_checkpoint(step)(x),
+    "filter_jit": lambda step, x: eqx.filter_jit(step)(x),
+    "filter_vmap": lambda step, x: eqx.filter_vmap(step)(x),
+    "closure_convert": lambda step, x: (lambda f, c: f(x, *c))(*jax.closure_convert(step, x)),
+    "named_call": lambda step, x: jax.named_call(step, name="step")(x),
+    "linearized": lambda step, x: jax.linearize(step, x)[0],
+    "grad_checkpoint of a scan": lambda step, x: jax.checkpoint(
+        lambda x: lax.scan(lambda x, _: (step(x), None), x, None, length=2)[0]
+    )(x),
+    "scan of scans": lambda step, x: lax.scan(
+        lambda x, _: (lax.scan(lambda x, _: (step(x), None), x, None, length=2)[0], None), x, None,
+        length=2,
+    )[0],
+    "reverse scan": lambda step, x: lax.scan(
+        lambda x, _: (step(x), None), x, None, length=2, reverse=True
+    )[0],
+    "optimization_barrier": lambda step, x: lax.optimization_barrier(step(x)),
+}  # fmt: skip
+
+
+for how, loop in SOLVERS.items():
+    case(f"a layer in a loop or a wrapper: {how}",
+         lambda p, x, loop=loop: loop(lambda x: jnp.tanh(x @ p["w"] + p["b"]), x) @ p["out"],
+         CELL, X, w=(0,), b=(), out=(0,))  # fmt: skip
+    case(f"a layer by a product and a sum in a loop or a wrapper: {how}",
+         lambda p, x, loop=loop: loop(
+             lambda x: jnp.tanh((x[..., None, :] * p["w"]).sum(-1) + p["b"]), x) @ p["out"],
+         CELL, X, w=(1,), b=(), out=(0,))  # fmt: skip
+    case(f"a residual in a loop or a wrapper: {how}",
+         lambda p, x, loop=loop: loop(lambda x: x + 0.1 * (jnp.tanh(x @ p["w"] + p["b"]) * p["s"]), x)
+         @ p["out"],
+         CELL | {"s": f32(8)}, X, w=(0,), b=(), s=(), out=(0,))  # fmt: skip
+
+
+def euler(p, x):
+    """A neural ODE that adapts its step, as diffrax's controllers do."""
+
+    def field(t, x):
+        return jnp.tanh(x @ p["w"] + p["b"] + t * p["time"])
+
+    def body(c):
+        t, x, dt = c
+        big = x + dt * field(t, x)
+        half = x + dt / 2 * field(t, x)
+        small = half + dt / 2 * field(t + dt / 2, half)
+        keep = jnp.abs(big - small).max() < 0.1
+        return jnp.where(keep, t + dt, t), jnp.where(keep, small, x), jnp.where(keep, dt, dt / 2)
+
+    zero = jnp.zeros(())
+    return eqx.internal.while_loop(lambda c: c[0] < 1, body, (zero, x, zero + 0.1), max_steps=16,
+                                   kind="checkpointed")[1] @ p["out"]  # fmt: skip
+
+
+case("a neural ODE that adapts its step", euler, CELL | {"time": f32(8)}, X,
+     w=(0,), b=(), time=(), out=(0,))  # fmt: skip
+
+
+# What wraps a function of its parameters.
+def custom_vjp_of(fn):
+    f = jax.custom_vjp(fn)
+    f.defvjp(lambda *a: jax.vjp(fn, *a), lambda pull, g: pull(g))
+    return f
+
+
+def custom_jvp_of(fn):
+    f = jax.custom_jvp(fn)
+    f.defjvp(lambda x, t: jax.jvp(fn, x, t))
+    return f
+
+
+WRAPPERS = {
+    "jit": jax.jit,
+    "inlined": lambda f: jax.jit(f, inline=True),
+    "remat": jax.checkpoint,
+    "remat of everything": lambda f: jax.checkpoint(
+        f, policy=jax.checkpoint_policies.nothing_saveable
+    ),
+    "composite": lambda f: lax.composite(f, name="test.layer"),
+    "custom_vjp": custom_vjp_of,
+    "custom_jvp": custom_jvp_of,
+    "custom_vmap": custom_vmapped,
+    "custom_vjp of a jit": lambda f: custom_vjp_of(jax.jit(f)),
+    "shard_map, replicated": lambda f: on_mesh(f, P(), P()),
+    "one step of a scan": lambda f: (
+        lambda *a: lax.scan(lambda c, _: (c, f(*a)), 0, None, length=2)[1][0]
+    ),
+    "cond of the same": lambda f: lambda *a: lax.cond(a[0].sum() > 0, f, f, *a),
+    "a new jit for each call": lambda f: lambda *a: jax.jit(lambda *a: f(*a))(*a),
+    "closed_call": lambda f: lambda *a: jax.closure_convert(f, *a)[0](*a),
+    "noinline": lambda f: eqx.internal.noinline(f),
+    "filter_custom_vjp": lambda f: filter_custom(f),
+}
+
+
+def filter_custom(fn):
+    f = eqx.filter_custom_vjp(lambda args: fn(*args))
+    f.def_fwd(lambda perturbed, args: (fn(*args), None))
+    f.def_bwd(lambda res, g, perturbed, args: jax.vjp(lambda args: fn(*args), args)[1](g)[0])
+    return lambda *args: f(args)
+
+
+for how, wrap in WRAPPERS.items():
+    odd = how == "noinline"
+    case(f"layers in {how}",
+         lambda p, x, wrap=wrap: wrap(lambda x, w, b: jnp.tanh(x @ w + b))(
+             wrap(lambda x, w, b: jnp.tanh(x @ w + b))(x, p["u"], p["bu"]), p["w"], p["b"]),
+         {"u": f32(5, 8), "bu": f32(8), "w": W, "b": f32(6)}, f32(3, 5), refusable=odd,
+         u=(0,), bu=(), w=(0,), b=())  # fmt: skip
+    case(f"one helper in {how}, for two layers of one shape",
+         lambda p, x, wrap=wrap: (lambda f: f(f(x, p["u"]), p["w"]))(
+             wrap(lambda x, w: jnp.tanh((x[..., None] * w).sum(-2)))),
+         {"u": f32(8, 8), "w": f32(8, 8)}, X, refusable=odd, u=(0,), w=(0,))  # fmt: skip
+    case(f"a helper in {how}, for a weight and for its transpose",
+         lambda p, x, wrap=wrap: (lambda f: f(f(x, p["w"]), p["w"].T))(
+             wrap(lambda x, w: jnp.tanh(x @ w))),
+         {"w": f32(8, 8)}, X, w=REFUSED)  # fmt: skip
+    case(f"experts mixed, then divided by their norm in {how}",
+         lambda p, x, g, wrap=wrap: jnp.einsum("bi,bio->bo", x, wrap(
+             lambda w: w / jnp.sqrt((w**2).sum(1, keepdims=True)))(jnp.einsum("be,eio->bio", g, p["w"]))),
+         {"w": f32(4, 8, 6)}, X, f32(3, 4), refusable=True, w=(1,))  # fmt: skip
+    case(f"experts mixed in {how}",
+         lambda p, x, g, wrap=wrap: jnp.einsum("bi,bio->bo", x, wrap(
+             lambda g, w: jnp.einsum("be,eio->bio", g, w))(g, p["w"])),
+         {"w": f32(4, 8, 6)}, X, f32(3, 4), refusable=True, w=(1,))  # fmt: skip
+    case(f"a weight normalized in {how}",
+         lambda p, x, wrap=wrap: jnp.tanh(x @ wrap(lambda w: w / jnp.linalg.norm(w, axis=0))(p["w"])),
+         {"w": W}, X, refusable=odd, w=(0,))  # fmt: skip
+    case(f"a weight transposed in {how}",
+         lambda p, x, wrap=wrap: jnp.tanh(x @ wrap(lambda w: w.T)(p["w"])),
+         {"w": f32(6, 8)}, X, refusable=odd, w=(1,))  # fmt: skip
+
+
+# Operations that are seldom seen: exact, or refused for what they touch alone.
+AROUND = {"u": f32(5, 8), "bu": f32(8), "w": W, "b": f32(6)}
+AFTER = {
+    "reduce": lambda h: lax.reduce(h, 1.0, lambda a, b: a + b - a * b, (1,))[:, None],
+    "reduce of two": lambda h: lax.reduce(
+        (h, h * 2), (0.0, 0.0), lambda a, b: (a[0] + b[0], a[1] * b[1]), (0,)
+    )[0][None],
+    "reduce_window": lambda h: lax.reduce_window(
+        h, 0.5, lambda a, b: a * b + 1, (1, 2), (1, 1), "VALID"
+    ),
+    "reduce_window_max": lambda h: lax.reduce_window(h, -jnp.inf, lax.max, (1, 2), (1, 2), "VALID"),
+    "reduce_window_sum": lambda h: lax.reduce_window(h, 0.0, lax.add, (1, 2), (1, 2), "VALID"),
+    "reduce_precision": lambda h: lax.reduce_precision(h, 8, 7),
+    "scatter": lambda h: jnp.zeros((9, 6)).at[np.array([1, 3, 4])].set(h),
+    "scatter-add": lambda h: jnp.zeros((9, 6)).at[np.array([1, 1, 4])].add(h),
+    "scatter-max": lambda h: jnp.zeros((9, 6)).at[np.array([1, 1, 4])].max(h),
+    "scatter-min": lambda h: jnp.zeros((9, 6)).at[np.array([1, 1, 4])].min(h),
+    "scatter-mul": lambda h: jnp.ones((9, 6)).at[np.array([1, 3, 4])].multiply(h),
+    "segment_max": lambda h: jax.ops.segment_max(h, np.array([0, 1, 0]), 2),
+    "segment_sum": lambda h: jax.ops.segment_sum(h, np.array([0, 1, 0]), 2),
+    "cholesky": lambda h: jnp.linalg.cholesky(h @ h.T + jnp.eye(3)),
+    "eigh": lambda h: jnp.linalg.eigh(h @ h.T)[0],
+    "qr": lambda h: jnp.linalg.qr(h)[0],
+    "svd": lambda h: jnp.linalg.svd(h, compute_uv=False),
+    "slogdet": lambda h: jnp.linalg.slogdet(h @ h.T + jnp.eye(3))[1],
+    "solve": lambda h: jnp.linalg.solve(h @ h.T + jnp.eye(3), h),
+    "cumsum": lambda h: jnp.cumsum(h, 0),
+    "cumlogsumexp": lambda h: lax.cumlogsumexp(h, 0),
+    "sort": lambda h: jnp.sort(h, -1),
+    "top_k": lambda h: lax.top_k(h, 2)[0],
+    "fft": lambda h: jnp.abs(jnp.fft.fft(h)),
+    "argmax by a straight-through": lambda h: h + lax.stop_gradient(
+        jax.nn.one_hot(jnp.argmax(h, -1), 6) - h
+    ),
+    "pure_callback": lambda h: called_back(h, h, h),
+    "conv of itself": lambda h: jax.vmap(lambda h: jnp.convolve(h, h))(h),
+    "while_loop by its own size": lambda h: lax.while_loop(
+        lambda h: (h**2).sum() > 1, lambda h: h / 2, h
+    ),
+    "clip, pad, flip": lambda h: jnp.pad(jnp.clip(h, -1, 1), ((0, 0), (1, 2)))[:, ::-1],
+    "erf_inv": lambda h: jax.scipy.special.erfinv(jnp.tanh(h)),
+    "gamma": lambda h: jax.scipy.special.gammaln(h),
+    "bessel": lambda h: jax.scipy.special.i0e(h),
+    "expm": lambda h: jax.scipy.linalg.expm(h[:, :3]),
+    "triangular_solve": lambda h: jax.scipy.linalg.solve_triangular(
+        jnp.tril(h[:, :3]) + jnp.eye(3), h, lower=True
+    ),
+    "random of its rate": lambda h: jax.random.gamma(jax.random.key(0), jnp.exp(h)),
+    "approx_max_k": lambda h: lax.approx_max_k(h, 2)[0],
+    "dynamic_update_slice": lambda h: lax.dynamic_update_slice(jnp.zeros((9, 6)), h, (2, 0)),
+    "associative_scan": lambda h: lax.associative_scan(
+        lambda a, b: (a[0] * b[0], a[1] * b[0] + b[1]), (jax.nn.sigmoid(h), h)
+    )[1],
+}  # fmt: skip
+for how, after in AFTER.items():
+    case(f"layers before an odd operation: {how}",
+         lambda p, x, after=after: after(jnp.tanh(jnp.tanh(x @ p["u"] + p["bu"]) @ p["w"] + p["b"])),
+         AROUND, f32(3, 5), u=(0,), bu=(), w=(0,), b=())  # fmt: skip
+    case(f"a layer straight before an odd operation: {how}",
+         lambda p, x, after=after: after(x @ p["w"] + p["b"]), {"w": W, "b": f32(6)}, X,
+         refusable=True, w=(0,), b=())  # fmt: skip
+case("pooling by a generic maximum between convolutions",
+     lambda p, x: conv2d(lax.reduce_window(
+         jnp.tanh(conv2d(x, p["k"]) + p["b"]), -1.0, lambda a, b: jnp.where(a > b, a, b),
+         (1, 2, 2, 1), (1, 2, 2, 1), "VALID"), p["w"]),
+     {"k": f32(3, 3, 4, 6), "b": f32(6), "w": f32(3, 3, 6, 5)}, f32(2, 10, 8, 4),
+     k=(0, 1, 2), b=(), w=(0, 1, 2))  # fmt: skip
+
+OF_WEIGHTS = {
+    "qr": lambda w: jnp.linalg.qr(w)[0],
+    "lu": lambda w: jax.scipy.linalg.lu(w)[2],
+    "eigh": lambda w: jnp.linalg.eigh(w + w.T)[1],
+    "cholesky": lambda w: jnp.linalg.cholesky(w @ w.T + jnp.eye(8)),
+    "svd": lambda w: jnp.linalg.svd(w)[0],
+    "inverse": jnp.linalg.inv,
+    "expm": lambda w: jax.scipy.linalg.expm(w - w.T),
+    "cayley": lambda w: jnp.linalg.solve(jnp.eye(8) + w - w.T, jnp.eye(8) - w + w.T),
+    "householder": lambda w: lax.linalg.householder_product(w, w[0]),
+    "pure_callback": lambda w: called_back(w, w, w),
+    "a generic reduction": lambda w: lax.reduce(
+        jnp.broadcast_to(w, (2, 8, 8)), 0.0, lambda a, b: a + b + a * b, (0,)
+    ),
+    "a generic window": lambda w: lax.reduce_window(
+        w, 0.0, lambda a, b: a + b + a * b, (3, 1), (1, 1), "SAME"
+    ),
+    "scatter-max": lambda w: jnp.zeros((8, 8)).at[np.arange(8) // 2].max(w),
+    "cumsum": lambda w: jnp.cumsum(w, 0),
+    "fft": lambda w: jnp.fft.fft(w, axis=0).real,
+    "sorting of rows": lambda w: w[jnp.argsort(w[:, 0])],
+    "a while_loop": lambda w: lax.while_loop(lambda w: (w**2).sum() > 1, lambda w: w @ w / 2, w),
+}
+SAME_INPUTS = ("a while_loop", "sorting of rows", "a generic reduction")  # axis 0 is in its place
+for how, of in OF_WEIGHTS.items():
+    case(f"a weight made by an odd operation: {how}",
+         lambda p, x, of=of: jnp.tanh(jnp.tanh(jnp.tanh(x @ p["u"] + p["bu"]) @ of(p["v"])) @ p["w"] + p["b"]),
+         AROUND | {"v": f32(8, 8)}, f32(3, 5), refusable="v" * (how in SAME_INPUTS),
+         u=(0,), bu=(), v=(0,) if how in SAME_INPUTS else REFUSED, w=(0,), b=())  # fmt: skip
+case("an implicit layer solved by custom_linear_solve",
+     lambda p, x: jnp.tanh(lax.custom_linear_solve(
+         lambda z: z + 0.1 * z @ p["v"], jnp.tanh(x @ p["u"] + p["bu"]), lambda f, b: b - f(b),
+         transpose_solve=lambda f, b: b - f(b)) @ p["w"] + p["b"]),
+     AROUND | {"v": f32(8, 8)}, f32(3, 5), refusable="v", u=(0,), bu=(), v=(0,), w=(0,), b=())  # fmt: skip
+case("a conjugate gradient before a layer",
+     lambda p, x: jnp.tanh(jax.scipy.sparse.linalg.cg(
+         lambda z: z + (x.T @ (x @ z)), jnp.tanh(x.T @ p["u"] + p["bu"]), maxiter=3)[0] @ p["w"]),
+     {"u": f32(3, 8), "bu": f32(8), "w": W}, f32(3, 4), u=(0,), bu=(), w=(0,))  # fmt: skip
+case("a kernel machine on features that are learned",
+     lambda p, x, y: jax.scipy.linalg.cho_solve(
+         (jnp.linalg.cholesky((lambda h: h @ h.T + jnp.eye(7))(
+             jnp.tanh(x @ p["w"] + p["b"]))), True), y),
+     {"w": W, "b": f32(6)}, f32(7, 8), f32(7, 2), w=(0,), b=())  # fmt: skip
+case("graph attention with a softmax over segments",
+     lambda p, x, s, r: (lambda h: (lambda e: jax.ops.segment_sum(
+         jnp.exp(e - jax.ops.segment_max(e, r, 5)[r])[:, None] * h[s], r, 5))(
+             jax.nn.leaky_relu((h[s] @ p["as"]) + (h[r] @ p["ar"]))))(x @ p["w"] + p["b"]),
+     {"w": W, "b": f32(6), "as": f32(6), "ar": f32(6)}, f32(5, 8), i32(9), i32(9),
+     w=(0,), b=(), ar=(0,), **{"as": (0,)})  # fmt: skip
+
+# What no rule may forget: one use refused does not hide another, and order does not matter.
+for how, both in {"first": lambda a, b: (a, b), "last": lambda a, b: (b, a)}.items():
+    case(f"a weight that is used as it is and as its transpose, {how}",
+         lambda p, x, y, both=both: both(jnp.tanh(x @ p["w"]), jnp.tanh(y @ p["w"].T)),
+         {"w": W}, X, f32(3, 6), w=REFUSED)  # fmt: skip
+    case(f"a weight that is also decomposed, {how}",
+         lambda p, x, both=both: both(jnp.tanh(x @ p["w"]), jnp.linalg.svd(p["w"], compute_uv=False)),
+         {"w": W}, X, w=REFUSED)  # fmt: skip
+    case(f"a weight used twice, {how}",
+         lambda p, x, y, both=both: both(jnp.tanh(x @ p["w"]), jnp.tanh((y[:, :, None] * p["w"]).sum(1))),
+         {"w": W}, X, X, w=(0,))  # fmt: skip
+    case(f"a weight with a penalty, {how}",
+         lambda p, x, both=both: both(jnp.tanh(x @ p["w"]), (p["w"] ** 2).sum()),
+         {"w": W}, X, w=(0,))  # fmt: skip
