@@ -38,8 +38,9 @@ def product_and_sum(spec, a, b):
 
     def placed(x, of):
         x = x.transpose([of.index(c) for c in letters if c in of])
-        return x.reshape([x.shape[[d for d in letters if d in of].index(c)] if c in of else 1
-                          for c in letters])  # fmt: skip
+        return x.reshape(
+            [x.shape[[d for d in letters if d in of].index(c)] if c in of else 1 for c in letters]
+        )
 
     return (placed(a, first) * placed(b, second)).sum(range(len(out), len(letters)))
 
@@ -80,8 +81,11 @@ def dots(name, fn, params, *args, spellings=tuple(DOTS), refusable=(), **expecte
         case(
             f"{name}: {spelling}",
             lambda p, *args, dot=DOTS[spelling]: fn(dot, p, *args),
-            params, *args, refusable=refusable, **expected,
-        )  # fmt: skip
+            params,
+            *args,
+            refusable=refusable,
+            **expected,
+        )
 
 
 # Spellings of one row of a table.
@@ -106,9 +110,13 @@ def rows(name, fn, params, *args, refusable=(), **expected):
     """Adds fn(row, params, *args) in every spelling of a row."""
     for spelling, row in ROWS.items():
         case(
-            f"{name}: {spelling}", lambda p, *args, row=row: fn(row, p, *args), params, *args,
-            refusable=refusable, **expected,
-        )  # fmt: skip
+            f"{name}: {spelling}",
+            lambda p, *args, row=row: fn(row, p, *args),
+            params,
+            *args,
+            refusable=refusable,
+            **expected,
+        )
 
 
 # Loops.
@@ -149,23 +157,26 @@ LOOPS = {
     "rolled, remat": remat_scan,
 }
 
+# fmt: off
 X, W = f32(3, 8), f32(8, 6)
 
 # A product and a sum is the contraction that it is.
 dots("dense", lambda dot, p, x: dot("bi,io->bo", x, p["w"]) + p["b"],
-     {"w": W, "b": f32(6)}, X, w=(0,), b=())  # fmt: skip
+     {"w": W, "b": f32(6)}, X, w=(0,), b=())
 dots("dense of an output first", lambda dot, p, x: dot("bi,oi->bo", x, p["w"]), {"w": W}, f32(3, 6),
-     w=(1,))  # fmt: skip
+     w=(1,))
 dots("dense of a vector", lambda dot, p, x: dot("i,io->o", x, p["w"]), {"w": W}, f32(8), w=(0,))
-dots("two layers", lambda dot, p, x: dot("bf,fo->bo", jnp.tanh(dot("bi,if->bf", x, p["u"])), p["w"]),
-     {"u": f32(5, 8), "w": W}, f32(3, 5), u=(0,), w=(0,))  # fmt: skip
+dots("two layers", lambda dot, p, x: dot("bf,fo->bo", jnp.tanh(dot("bi,if->bf", x, p["u"])), p[
+    "w"]),
+     {"u": f32(5, 8), "w": W}, f32(3, 5), u=(0,), w=(0,))
 dots("two layers with nothing between",
      lambda dot, p, x: dot("bf,fo->bo", dot("bi,if->bf", x, p["u"]), p["w"]),
-     {"u": f32(5, 8), "w": W}, f32(3, 5), u=(0,), w=(0,))  # fmt: skip
-dots("heads", lambda dot, p, x: dot("bthk,hkd->btd", jnp.tanh(dot("btd,dhk->bthk", x, p["q"])), p["o"]),
-     {"q": f32(8, 2, 4), "o": f32(2, 4, 6)}, f32(3, 7, 8), q=(0,), o=(0, 1))  # fmt: skip
+     {"u": f32(5, 8), "w": W}, f32(3, 5), u=(0,), w=(0,))
+dots("heads", lambda dot, p, x: dot("bthk,hkd->btd", jnp.tanh(dot("btd,dhk->bthk", x, p["q"])),
+    p["o"]),
+     {"q": f32(8, 2, 4), "o": f32(2, 4, 6)}, f32(3, 7, 8), q=(0,), o=(0, 1))
 dots("independent copies", lambda dot, p, x: dot("gbi,gio->gbo", x, p["w"]),
-     {"w": f32(5, 8, 6)}, f32(5, 3, 8), w=(1,))  # fmt: skip
+     {"w": f32(5, 8, 6)}, f32(5, 3, 8), w=(1,))
 
 
 def self_attention(dot, p, x):
@@ -176,7 +187,7 @@ def self_attention(dot, p, x):
 
 dots("self-attention", self_attention,
      {n: f32(8, 2, 4) for n in "qkv"} | {"b" + n: f32(2, 4) for n in "qkv"} | {"o": f32(2, 4, 6)},
-     f32(3, 7, 8), q=(0,), k=(0,), v=(0,), bq=(), bk=(), bv=(), o=(0, 1))  # fmt: skip
+     f32(3, 7, 8), q=(0,), k=(0,), v=(0,), bq=(), bk=(), bv=(), o=(0, 1))
 
 # Recurrences from a state of zeros.
 RNN = {"wx": f32(5, 6), "wh": f32(6, 6), "b": f32(6)}
@@ -235,60 +246,63 @@ for spelling, dot in DOTS.items():
 case("a recurrence from zeros by a product and a sum",
      lambda p, x: lax.scan(lambda h, x: (jnp.tanh(x + (h[:, :, None] * p["w"]).sum(1)), None),
                            jnp.zeros((3, 6)), x)[0],
-     {"w": f32(6, 6)}, f32(4, 3, 6), w=(0,))  # fmt: skip
+     {"w": f32(6, 6)}, f32(4, 3, 6), w=(0,))
 case("a recurrence from zeros by a product and a sum, output first",
      lambda p, x: lax.scan(lambda h, x: (jnp.tanh(x + (h[:, None] * p["w"]).sum(-1)), None),
                            jnp.zeros((3, 6)), x)[0],
-     {"w": f32(6, 6)}, f32(4, 3, 6), w=(1,))  # fmt: skip
+     {"w": f32(6, 6)}, f32(4, 3, 6), w=(1,))
 case("a recurrence for one sequence",
      lambda p, x: lax.scan(lambda h, x: (jnp.tanh(x + (h[:, None] * p["w"]).sum(0)), None),
                            jnp.zeros(6), x)[0],
-     {"w": f32(6, 6)}, f32(4, 6), w=(0,))  # fmt: skip
+     {"w": f32(6, 6)}, f32(4, 6), w=(0,))
 
 # Low-rank weights and linear networks of parameters, oriented by the data.
 LOW = {"a": f32(8, 2), "b": f32(2, 6)}
 case("low-rank by a product and a sum", lambda p, x: x @ (p["a"][:, :, None] * p["b"]).sum(1), LOW,
-     X, a=(0,), b=(0,))  # fmt: skip
+     X, a=(0,), b=(0,))
 dots("a low-rank weight", lambda dot, p, x: dot("bi,io->bo", x, dot("ir,ro->io", p["a"], p["b"])),
-     LOW, X, a=(0,), b=(0,))  # fmt: skip
+     LOW, X, a=(0,), b=(0,))
 dots("merged LoRA",
      lambda dot, p, x: dot("bi,io->bo", x, p["w"] + 0.5 * dot("ir,ro->io", p["a"], p["b"])),
-     {"w": W, **LOW}, X, w=(0,), a=(0,), b=(0,))  # fmt: skip
+     {"w": W, **LOW}, X, w=(0,), a=(0,), b=(0,))
 dots("merged LoRA of an output first",
      lambda dot, p, x: dot("bi,oi->bo", x, p["w"] + 0.5 * dot("or,ri->oi", p["b"], p["a"])),
-     {"w": f32(6, 8), "b": f32(6, 2), "a": f32(2, 8)}, X, w=(1,), a=(1,), b=(1,))  # fmt: skip
+     {"w": f32(6, 8), "b": f32(6, 2), "a": f32(2, 8)}, X, w=(1,), a=(1,), b=(1,))
 dots("a deep linear weight",
      lambda dot, p, x: dot("bi,io->bo", x,
                            dot("ir,ro->io", p["a"], dot("rs,so->ro", p["b"], p["c"]))),
-     {"a": f32(8, 4), "b": f32(4, 3), "c": f32(3, 6)}, X, a=(0,), b=(0,), c=(0,))  # fmt: skip
+     {"a": f32(8, 4), "b": f32(4, 3), "c": f32(3, 6)}, X, a=(0,), b=(0,), c=(0,))
 dots("a deep linear weight, multiplied from the left",
      lambda dot, p, x: dot("bi,io->bo", x,
                            dot("is,so->io", dot("ir,rs->is", p["a"], p["b"]), p["c"])),
-     {"a": f32(8, 4), "b": f32(4, 3), "c": f32(3, 6)}, X, a=(0,), b=(0,), c=(0,))  # fmt: skip
+     {"a": f32(8, 4), "b": f32(4, 3), "c": f32(3, 6)}, X, a=(0,), b=(0,), c=(0,))
 Q = np.random.default_rng(0).normal(size=(6, 7)).astype(np.float32)
 C = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32)
 dots("a weight times a constant",
      lambda dot, p, x: dot("bi,io->bo", x, dot("ir,ro->io", p["w"], jnp.asarray(Q))), {"w": W}, X,
-     w=(0,))  # fmt: skip
+     w=(0,))
 dots("a constant basis times a weight",
      lambda dot, p, x: dot("bi,io->bo", x, dot("ir,ro->io", jnp.asarray(C), p["w"])),
-     {"w": f32(5, 6)}, X, w=(0,))  # fmt: skip
+     {"w": f32(5, 6)}, X, w=(0,))
 case("LoRA of a convolution",
      lambda p, x: conv2d(x, p["w"] + jnp.einsum("hwir,ro->hwio", p["a"], p["b"])),
      {"w": f32(3, 3, 4, 6), "a": f32(3, 3, 4, 2), "b": f32(2, 6)}, f32(2, 9, 8, 4),
-     refusable="ab", w=(0, 1, 2), a=(0, 1, 2), b=(0,))  # fmt: skip
+     refusable="ab", w=(0, 1, 2), a=(0, 1, 2), b=(0,))
 case("LoRA for every head",
-     lambda p, x: jnp.einsum("btd,dhk->bthk", x, p["w"] + jnp.einsum("dr,rhk->dhk", p["a"], p["b"])),
+     lambda p, x: jnp.einsum("btd,dhk->bthk", x, p["w"] + jnp.einsum("dr,rhk->dhk", p["a"], p[
+         "b"])),
      {"w": f32(8, 2, 4), "a": f32(8, 3), "b": f32(3, 2, 4)}, f32(3, 7, 8),
-     w=(0,), a=(0,), b=(0,))  # fmt: skip
+     w=(0,), a=(0,), b=(0,))
 case("DoRA",
-     lambda p, x: (lambda v: x @ (v / jnp.linalg.norm(v, axis=0) * p["m"]))(p["w"] + p["a"] @ p["b"]),
-     {"w": W, **LOW, "m": f32(6)}, X, refusable="wab", w=(0,), a=(0,), b=(0,), m=())  # fmt: skip
-case("a product of a weight and its transpose", lambda p, x: x @ (p["a"] @ p["a"].T), LOW | {"a": f32(8, 2)},
-     X, a=REFUSED, b=())  # fmt: skip
+     lambda p, x: (lambda v: x @ (v / jnp.linalg.norm(v, axis=0) * p["m"]))(
+         p["w"] + p["a"] @ p["b"]),
+     {"w": W, **LOW, "m": f32(6)}, X, refusable="wab", w=(0,), a=(0,), b=(0,), m=())
+case("a product of a weight and its transpose", lambda p, x: x @ (p["a"] @ p["a"].T),
+    LOW | {"a": f32(8, 2)},
+     X, a=REFUSED, b=())
 case("a bilinear form of two weights between data",
      lambda p, x, y: jnp.einsum("bi,ij,cj->bc", x, p["q"] @ p["k"].T, y),
-     {"q": f32(8, 4), "k": f32(5, 4)}, X, f32(7, 5), q=REFUSED, k=REFUSED)  # fmt: skip
+     {"q": f32(8, 4), "k": f32(5, 4)}, X, f32(7, 5), q=REFUSED, k=REFUSED)
 
 
 def conv2d(x, w, **kwargs):
@@ -313,10 +327,10 @@ def s4d_recurrent(dot):
 for spelling, dot in DOTS.items():
     case(f"S4D as a recurrence: {spelling}", s4d_recurrent(dot),
          {"log_a": f32(8, 4), "b": f32(8, 4), "c": f32(8, 4)}, f32(5, 3, 8),
-         refusable=("log_a", "b"), log_a=(), b=(), c=(1,))  # fmt: skip
+         refusable=("log_a", "b"), log_a=(), b=(), c=(1,))
 case("S4D's readout by a product and a sum",
      lambda p, h: (h * p["c"]).sum(-1) + p["d"] * h[..., 0],
-     {"c": f32(8, 4), "d": f32(8)}, f32(3, 8, 4), c=(1,), d=())  # fmt: skip
+     {"c": f32(8, 4), "d": f32(8)}, f32(3, 8, 4), c=(1,), d=())
 
 
 # Short convolutions as shifted products.
@@ -337,68 +351,70 @@ for how, shift in (("", shifted), (", shifts jitted", jitted_shifted)):
     rows("a short convolution" + how,
          lambda row, p, x, shift=shift: (
              sum(shift(x, k) * row(p["taps"], k) for k in range(4)) @ p["out"]),
-         TAPS, SEQUENCE, taps=(0,), out=(0,))  # fmt: skip
+         TAPS, SEQUENCE, taps=(0,), out=(0,))
     rows("a short convolution with a bias, then a nonlinearity" + how,
          lambda row, p, x, shift=shift: jax.nn.silu(
              sum(shift(x, k) * row(p["taps"], k) for k in range(4)) + p["bias"]) @ p["out"],
-         TAPS | {"bias": f32(8)}, SEQUENCE, taps=(0,), out=(0,), bias=())  # fmt: skip
+         TAPS | {"bias": f32(8)}, SEQUENCE, taps=(0,), out=(0,), bias=())
     rows("a short convolution, stacked" + how,
          lambda row, p, x, shift=shift: (
              jnp.stack([shift(x, k) * row(p["taps"], k) for k in range(4)]).sum(0) @ p["out"]),
-         TAPS, SEQUENCE, taps=(0,), out=(0,))  # fmt: skip
+         TAPS, SEQUENCE, taps=(0,), out=(0,))
     rows("a short convolution with a residual" + how,
          lambda row, p, x, shift=shift: (
              (x + sum(shift(x, k) * row(p["taps"], k) for k in range(4))) @ p["out"]),
-         TAPS, SEQUENCE, taps=(0,), out=(0,))  # fmt: skip
+         TAPS, SEQUENCE, taps=(0,), out=(0,))
 rows("a dense layer unrolled over its inputs",
      lambda row, p, x: sum(x[:, i : i + 1] * row(p["w"], i) for i in range(8)), {"w": W}, X,
-     w=(0,))  # fmt: skip
+     w=(0,))
 rows("a dense layer unrolled over rows of both",
      lambda row, p, x: sum(row(x.T, i)[:, None] * row(p["w"], i) for i in range(8)), {"w": W}, X,
-     w=(0,))  # fmt: skip
+     w=(0,))
 rows("scales of one input for each of several branches",
      lambda row, p, x: [jnp.tanh(x * row(p["mu"], i)) for i in range(3)], {"mu": f32(3, 8)},
-     SEQUENCE, mu=())  # fmt: skip
+     SEQUENCE, mu=())
 rows("token shift",
      lambda row, p, x: [jnp.tanh((x + (shifted(x, 1) - x) * row(p["mu"], i)) @ row(p["w"], i))
                         for i in range(3)],
-     {"mu": f32(3, 8), "w": f32(3, 8, 6)}, SEQUENCE, mu=(), w=(1,))  # fmt: skip
+     {"mu": f32(3, 8), "w": f32(3, 8, 6)}, SEQUENCE, mu=(), w=(1,))
 case("token shift by a weighted mean",
      lambda p, x: jnp.tanh((x * p["mu"] + shifted(x, 1) * (1 - p["mu"])) @ p["w"]),
-     {"mu": f32(8), "w": W}, SEQUENCE, mu=(), w=(0,))  # fmt: skip
+     {"mu": f32(8), "w": W}, SEQUENCE, mu=(), w=(0,))
 rows("layers of a stack",
      lambda row, p, x: jnp.tanh(jnp.tanh(x @ row(p["w"], 0)) @ row(p["w"], 1)), {"w": f32(2, 8, 8)},
-     X, w=(1,))  # fmt: skip
+     X, w=(1,))
 rows("layers of a stack with residuals",
-     lambda row, p, x: (lambda h: h + jnp.tanh(h @ row(p["w"], 1)))(x + jnp.tanh(x @ row(p["w"], 0))),
-     {"w": f32(2, 8, 8)}, X, w=(1,))  # fmt: skip
+     lambda row, p, x: (lambda h: h + jnp.tanh(h @ row(p["w"], 1)))(
+         x + jnp.tanh(x @ row(p["w"], 0))),
+     {"w": f32(2, 8, 8)}, X, w=(1,))
 rows("blocks of a fan-in",
      lambda row, p, x: sum(row(x.reshape(3, 2, 4).swapaxes(0, 1), i)
                            @ row(p["w"].reshape(2, 4, 6), i) for i in range(2)),
-     {"w": W}, X, w=(0,))  # fmt: skip
-rows("blocks of a fan-in, each bent", 
+     {"w": W}, X, w=(0,))
+rows("blocks of a fan-in, each bent",
      lambda row, p, x: sum(jnp.tanh(row(x.reshape(3, 2, 4).swapaxes(0, 1), i)
                                     @ row(p["w"].reshape(2, 4, 6), i)) for i in range(2)),
-     {"w": W}, X, w=REFUSED)  # fmt: skip
+     {"w": W}, X, w=REFUSED)
 rows("experts added up",
      lambda row, p, x: sum(x @ row(p["w"], i) + row(p["b"], i) for i in range(3)),
-     {"w": f32(3, 8, 6), "b": f32(3, 6)}, X, refusable="w", w=(1,), b=())  # fmt: skip
+     {"w": f32(3, 8, 6), "b": f32(3, 6)}, X, refusable="w", w=(1,), b=())
 rows("heads whose outputs are added, each its own part of the input",
      lambda row, p, x: sum(row(x.reshape(3, 2, 4).swapaxes(0, 1), i) @ row(p["w"], i)
                            for i in range(2)),
-     {"w": f32(2, 4, 6)}, X, refusable="w", w=(0, 1))  # fmt: skip
+     {"w": f32(2, 4, 6)}, X, refusable="w", w=(0, 1))
 case("a short convolution by a helper of product and tap",
      lambda p, x: sum(tap_of(shifted(x, k), p["taps"], k) for k in range(4)) @ p["out"],
-     TAPS, SEQUENCE, taps=(0,), out=(0,))  # fmt: skip
+     TAPS, SEQUENCE, taps=(0,), out=(0,))
 case("a short convolution over rows that are iterated",
      lambda p, x: sum(shifted(x, k) * tap for k, tap in enumerate(p["taps"])) @ p["out"],
-     TAPS, SEQUENCE, taps=(0,), out=(0,))  # fmt: skip
+     TAPS, SEQUENCE, taps=(0,), out=(0,))
 case("a short convolution over stacked shifts",
-     lambda p, x: jnp.einsum("kbtc,kc->btc", jnp.stack([shifted(x, k) for k in range(4)]), p["taps"])
-     @ p["out"], TAPS, SEQUENCE, taps=(0,), out=(0,))  # fmt: skip
+     lambda p, x: jnp.einsum("kbtc,kc->btc", jnp.stack([shifted(x, k) for k in range(4)]),
+         p["taps"])
+     @ p["out"], TAPS, SEQUENCE, taps=(0,), out=(0,))
 case("a short convolution over stacked shifts by a product and a sum",
      lambda p, x: (jnp.stack([shifted(x, k) for k in range(4)]) * p["taps"][:, None, None]).sum(0)
-     @ p["out"], TAPS, SEQUENCE, taps=(0,), out=(0,))  # fmt: skip
+     @ p["out"], TAPS, SEQUENCE, taps=(0,), out=(0,))
 
 
 def scanned_taps(x, taps):
@@ -414,7 +430,7 @@ def looped_taps(x, taps):
         0, len(taps),
         lambda k, y: y + jnp.roll(x, k, 1) * lax.dynamic_index_in_dim(taps, k, keepdims=False),
         jnp.zeros_like(x),
-    )  # fmt: skip
+    )
 
 
 TWO = {"a": f32(4, 8), "b": f32(5, 8), "out": W}
@@ -422,19 +438,19 @@ for loop_name, conv in (("a scan", scanned_taps), ("a fori_loop", looped_taps)):
     for how, helper in (("", conv), (", jitted", jax.jit(conv))):
         name = f"taps in {loop_name} of a helper{how}"
         case(name, lambda p, x, h=helper: h(x, p["taps"]) @ p["out"], TAPS, SEQUENCE,
-             refusable=("taps",), taps=(0,), out=(0,))  # fmt: skip
+             refusable=("taps",), taps=(0,), out=(0,))
         case(name + ", twice",
              lambda p, x, h=helper: jnp.tanh(h(jnp.tanh(h(x, p["a"])), p["b"])) @ p["out"],
-             TWO, SEQUENCE, refusable="ab", a=(0,), b=(0,), out=(0,))  # fmt: skip
+             TWO, SEQUENCE, refusable="ab", a=(0,), b=(0,), out=(0,))
         case(name + ", twice with one shape",
              lambda p, x, h=helper: jnp.tanh(h(jnp.tanh(h(x, p["a"])), p["b"])) @ p["out"],
-             TWO | {"b": f32(4, 8)}, SEQUENCE, refusable="ab", a=(0,), b=(0,), out=(0,))  # fmt: skip
+             TWO | {"b": f32(4, 8)}, SEQUENCE, refusable="ab", a=(0,), b=(0,), out=(0,))
         case(name + ", twice under jit",
              jax.jit(lambda p, x, h=helper: jnp.tanh(h(jnp.tanh(h(x, p["a"])), p["b"])) @ p["out"]),
-             TWO | {"b": f32(4, 8)}, SEQUENCE, refusable="ab", a=(0,), b=(0,), out=(0,))  # fmt: skip
+             TWO | {"b": f32(4, 8)}, SEQUENCE, refusable="ab", a=(0,), b=(0,), out=(0,))
         case(name + ", twice with the same taps",
              lambda p, x, h=helper: jnp.tanh(h(jnp.tanh(h(x, p["taps"])), p["taps"])) @ p["out"],
-             TAPS, SEQUENCE, refusable=("taps",), taps=(0,), out=(0,))  # fmt: skip
+             TAPS, SEQUENCE, refusable=("taps",), taps=(0,), out=(0,))
 
 # A matmul blocked over its fan-in.
 for how, loop in LOOPS.items():
@@ -442,23 +458,23 @@ for how, loop in LOOPS.items():
          lambda p, x, loop=loop: loop(
              lambda c, wx: (c + wx[1] @ wx[0], 0.0), jnp.zeros((3, 6)),
              (p["w"].reshape(2, 4, 6), x.reshape(3, 2, 4).swapaxes(0, 1)))[0],
-         {"w": W}, X, refusable=True, w=(0,))  # fmt: skip
+         {"w": W}, X, refusable=True, w=(0,))
     case(f"blocks of a fan-in in a loop, then a nonlinearity: {how}",
          lambda p, x, loop=loop: jnp.tanh(loop(
              lambda c, wx: (c + wx[1] @ wx[0], 0.0), jnp.zeros((3, 6)),
              (p["w"].reshape(2, 4, 6), x.reshape(3, 2, 4).swapaxes(0, 1)))[0] + p["b"]),
-         {"w": W, "b": f32(6)}, X, refusable="w", w=(0,), b=())  # fmt: skip
+         {"w": W, "b": f32(6)}, X, refusable="w", w=(0,), b=())
     case(f"layers in a loop: {how}",
          lambda p, x, loop=loop: loop(lambda h, w: (jnp.tanh(h @ w), 0.0), x, p["w"])[0],
-         {"w": f32(3, 8, 8)}, X, w=(1,))  # fmt: skip
+         {"w": f32(3, 8, 8)}, X, w=(1,))
     case(f"residual layers in a loop: {how}",
          lambda p, x, loop=loop: loop(
              lambda h, p: (h + jnp.tanh(h @ p["w"] + p["b"]) * p["s"], 0.0), x, p)[0],
-         {"w": f32(3, 8, 8), "b": f32(3, 8), "s": f32(3)}, X, w=(1,), b=(), s=())  # fmt: skip
+         {"w": f32(3, 8, 8), "b": f32(3, 8), "s": f32(3)}, X, w=(1,), b=(), s=())
     case(f"blocks of outputs in a loop: {how}",
          lambda p, x, loop=loop: loop(
              lambda c, w: (c, jnp.tanh(x @ w)), 0.0, p["w"].reshape(8, 2, 3).swapaxes(0, 1))[1],
-         {"w": W}, X, w=(0,))  # fmt: skip
+         {"w": W}, X, w=(0,))
 
 
 # One-hots: a lookup only where exactly what they are one along is contracted.
@@ -480,69 +496,74 @@ ONE_HOTS = {
 }
 for how, hot in ONE_HOTS.items():
     odd = how == "scatter"
-    case(f"a lookup by one-hots: {how}", lambda p, i, hot=hot: jnp.tanh(hot(i, 11) @ p["e"]) @ p["w"],
-         {"e": f32(11, 8), "w": W}, i32(3, 7), refusable="e" * odd, e=(), w=(0,))  # fmt: skip
+    case(f"a lookup by one-hots: {how}", lambda p, i, hot=hot: jnp.tanh(hot(i, 11) @ p["e"]) @ p[
+        "w"],
+         {"e": f32(11, 8), "w": W}, i32(3, 7), refusable="e" * odd, e=(), w=(0,))
     case(f"a lookup by one-hots and a product and a sum: {how}",
          lambda p, i, hot=hot: jnp.tanh((hot(i, 11)[..., None] * p["e"]).sum(-2)) @ p["w"],
-         {"e": f32(11, 8), "w": W}, i32(3, 7), refusable="e", e=(), w=(0,))  # fmt: skip
+         {"e": f32(11, 8), "w": W}, i32(3, 7), refusable="e", e=(), w=(0,))
     case(f"a lookup by one-hots of a table with its entries last: {how}",
          lambda p, i, hot=hot: jnp.tanh(jnp.einsum("btv,dv->btd", hot(i, 11), p["e"])) @ p["w"],
-         {"e": f32(8, 11), "w": W}, i32(3, 7), refusable="e" * odd, e=(), w=(0,))  # fmt: skip
+         {"e": f32(8, 11), "w": W}, i32(3, 7), refusable="e" * odd, e=(), w=(0,))
     case(f"a convolution over one-hots: {how}",
          lambda p, i, hot=hot: lax.conv_general_dilated(
              hot(i, 4), p["k"], (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")) + p["b"],
-         {"k": f32(5, 4, 7), "b": f32(7)}, i32(2, 9), k=(0, 1), b=())  # fmt: skip
+         {"k": f32(5, 4, 7), "b": f32(7)}, i32(2, 9), k=(0, 1), b=())
     case(f"one-hots reshaped together: {how}",
          lambda p, i, hot=hot: hot(i, 3).reshape(len(i), 48) @ p["w"] + p["b"],
-         {"w": f32(48, 6), "b": f32(6)}, i32(5, 16), w=(0,), b=())  # fmt: skip
+         {"w": f32(48, 6), "b": f32(6)}, i32(5, 16), w=(0,), b=())
     case(f"one-hots contracted with their positions: {how}",
          lambda p, i, hot=hot: jnp.einsum("btv,tvo->bo", hot(i, 3), p["w"]),
-         {"w": f32(16, 3, 6)}, i32(5, 16), w=(0, 1))  # fmt: skip
+         {"w": f32(16, 3, 6)}, i32(5, 16), w=(0, 1))
     case(f"patches of class maps: {how}",
          lambda p, i, hot=hot: lax.conv_general_dilated(
              hot(i, 5), p["k"], (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")),
-         {"k": f32(4, 4, 5, 12)}, i32(2, 8, 12), k=(0, 1, 2))  # fmt: skip
+         {"k": f32(4, 4, 5, 12)}, i32(2, 8, 12), k=(0, 1, 2))
     case(f"patches of class maps, reshaped: {how}",
          lambda p, i, hot=hot: hot(i, 5).reshape(2, 2, 4, 3, 4, 5).swapaxes(2, 3)
          .reshape(2, 6, 80) @ p["w"],
-         {"w": f32(80, 12)}, i32(2, 8, 12), w=(0,))  # fmt: skip
+         {"w": f32(80, 12)}, i32(2, 8, 12), w=(0,))
     case(f"a convolution of width one over one-hots: {how}",
          lambda p, i, hot=hot: lax.conv_general_dilated(
              hot(i, 11), p["k"], (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")),
-         {"k": f32(1, 11, 7)}, i32(2, 9), refusable=True, k=())  # fmt: skip
+         {"k": f32(1, 11, 7)}, i32(2, 9), refusable=True, k=())
     case(f"one-hots beside features: {how}",
          lambda p, i, x, hot=hot: jnp.concatenate([hot(i, 5), x], -1) @ p["w"],
-         {"w": f32(13, 6)}, i32(3), X, w=(0,))  # fmt: skip
+         {"w": f32(13, 6)}, i32(3), X, w=(0,))
     case(f"an expert chosen by one-hots: {how}",
-         lambda p, i, x, hot=hot: jnp.einsum("bi,bio->bo", x, jnp.einsum("be,eio->bio", hot(i, 4), p["w"])),
-         {"w": f32(4, 8, 6)}, i32(3), X, refusable=True, w=(1,))  # fmt: skip
+         lambda p, i, x, hot=hot: jnp.einsum("bi,bio->bo", x,
+             jnp.einsum("be,eio->bio", hot(i, 4), p["w"])),
+         {"w": f32(4, 8, 6)}, i32(3), X, refusable=True, w=(1,))
     case(f"a bias chosen by one-hots: {how}",
          lambda p, i, x, hot=hot: jnp.tanh(x @ p["w"] + hot(i, 4) @ p["b"]),
-         {"w": W, "b": f32(4, 6)}, i32(3), X, refusable="b" * odd, w=(0,), b=())  # fmt: skip
+         {"w": W, "b": f32(4, 6)}, i32(3), X, refusable="b" * odd, w=(0,), b=())
     case(f"a pair looked up by one-hots: {how}",
          lambda p, i, j, hot=hot: jnp.einsum("bv,bw,vwd->bd", hot(i, 5), hot(j, 7), p["e"]),
-         {"e": f32(5, 7, 8)}, i32(3), i32(3), refusable=True, e=())  # fmt: skip
-case("positions of constants by one-hots", lambda p, x: x + jax.nn.one_hot(np.arange(7), 9) @ p["e"],
-     {"e": f32(9, 8)}, SEQUENCE, e=())  # fmt: skip
+         {"e": f32(5, 7, 8)}, i32(3), i32(3), refusable=True, e=())
+case("positions of constants by one-hots", lambda p, x: x + jax.nn.one_hot(np.arange(7), 9) @ p[
+    "e"],
+     {"e": f32(9, 8)}, SEQUENCE, e=())
 case("a comparison of features is no one-hot",
      lambda p, i, x: (i[:, None] == x).astype(jnp.float32) @ p["w"], {"w": W}, i32(3), i32(3, 8),
-     w=(0,))  # fmt: skip
+     w=(0,))
 case("a thermometer is no one-hot",
      lambda p, i: (i[:, None] >= jnp.arange(8)).astype(jnp.float32) @ p["w"], {"w": W}, i32(3),
-     w=(0,))  # fmt: skip
+     w=(0,))
 case("many-hots are no one-hot",
      lambda p, i: (i[..., None] == jnp.arange(8)).any(1).astype(jnp.float32) @ p["w"], {"w": W},
-     i32(3, 5), w=(0,))  # fmt: skip
+     i32(3, 5), w=(0,))
 case("thresholds of features are no one-hot",
-     lambda p, x: (x[..., None] > jnp.linspace(0, 1, 4)).astype(jnp.float32).reshape(3, 32) @ p["w"],
-     {"w": f32(32, 6)}, X, w=(0,))  # fmt: skip
+     lambda p, x: (x[..., None] > jnp.linspace(0, 1, 4)).astype(jnp.float32).reshape(3,
+         32) @ p["w"],
+     {"w": f32(32, 6)}, X, w=(0,))
 case("an autoregressive network of spins",
      lambda p, s: jnp.einsum("bil,iljf->bjf", jax.nn.one_hot(s, 2), p["w"]
                              * np.tri(7, k=-1, dtype=np.float32).T[:, None, :, None]) + p["b"],
-     {"w": f32(7, 2, 7, 5), "b": f32(7, 5)}, i32(3, 7), w=(0, 1), b=())  # fmt: skip
+     {"w": f32(7, 2, 7, 5), "b": f32(7, 5)}, i32(3, 7), w=(0, 1), b=())
 case("a dense network of spins",
-     lambda p, s: jnp.tanh(jax.nn.one_hot((s + 1) // 2, 2).reshape(len(s), -1) @ p["w"] + p["b"]) @ p["v"],
-     {"w": f32(14, 6), "b": f32(6), "v": f32(6, 5)}, i32(3, 7), w=(0,), b=(), v=(0,))  # fmt: skip
+     lambda p, s: jnp.tanh(jax.nn.one_hot((s + 1) // 2, 2).reshape(len(s),
+         -1) @ p["w"] + p["b"]) @ p["v"],
+     {"w": f32(14, 6), "b": f32(6), "v": f32(6, 5)}, i32(3, 7), w=(0,), b=(), v=(0,))
 
 # Positions, resized and looked up.
 GRID = f32(2, 6, 7, 12)
@@ -557,58 +578,60 @@ for method in ("nearest", "bilinear", "bicubic", "lanczos3"):
         case(f"positions resized: {method}{'' if antialias else ', no antialias'}",
              lambda p, x, m=method, a=antialias: jnp.tanh(
                  x + jax.image.resize(p["pos"], (1, 6, 7, 12), m, antialias=a)) @ p["w"],
-             {"pos": f32(1, 5, 5, 12), "w": f32(12, 8)}, GRID, pos=(), w=(0,))  # fmt: skip
+             {"pos": f32(1, 5, 5, 12), "w": f32(12, 8)}, GRID, pos=(), w=(0,))
 case("positions resized to tokens",
      lambda p, x: (x + jax.image.resize(p["pos"].reshape(1, 5, 5, 12), (1, 6, 7, 12), "bicubic")
                    .reshape(1, 42, 12)) @ p["w"],
-     {"pos": f32(1, 25, 12), "w": f32(12, 8)}, f32(2, 42, 12), pos=(), w=(0,))  # fmt: skip
+     {"pos": f32(1, 25, 12), "w": f32(12, 8)}, f32(2, 42, 12), pos=(), w=(0,))
 case("positions resized, with a class token's",
      lambda p, x: jnp.concatenate([jnp.broadcast_to(p["cls"], (2, 1, 12)) + p["pos"][:, :1],
                                    x + jax.image.resize(p["pos"][:, 1:].reshape(1, 5, 5, 12),
-                                                        (1, 6, 7, 12), "bicubic").reshape(1, 42, 12)],
+                                                        (1, 6, 7, 12), "bicubic").reshape(1, 42,
+                                                            12)],
                                   1) @ p["w"],
      {"cls": f32(1, 1, 12), "pos": f32(1, 26, 12), "w": f32(12, 8)}, f32(2, 42, 12),
-     cls=(), pos=(), w=(0,))  # fmt: skip
+     cls=(), pos=(), w=(0,))
 M = np.random.default_rng(1).normal(size=(7, 4)).astype(np.float32)
 dots("positions resampled by a constant matrix",
      lambda dot, p, x: jnp.tanh(x + dot("ts,sd->td", jnp.asarray(M), p["pos"])) @ p["w"],
-     {"pos": f32(4, 8), "w": W}, SEQUENCE, pos=(), w=(0,))  # fmt: skip
+     {"pos": f32(4, 8), "w": W}, SEQUENCE, pos=(), w=(0,))
 dots("positions resampled along both axes of a grid",
      lambda dot, p, x: (x + dot("th,hwd->twd", jnp.asarray(M[:6]),
                                 dot("sw,hwd->hsd", jnp.asarray(M), p["pos"]))) @ p["w"],
-     {"pos": f32(4, 4, 12), "w": f32(12, 8)}, GRID, pos=(), w=(0,))  # fmt: skip
+     {"pos": f32(4, 4, 12), "w": f32(12, 8)}, GRID, pos=(), w=(0,))
 case("windows of positions beside a table for all, as in Hiera",
      lambda p, x: (x + jax.image.resize(p["all"], (1, 6, 8, 12), "bicubic")
                    + jnp.tile(p["window"], (1, 3, 2, 1))) @ p["w"],
      {"all": f32(1, 5, 5, 12), "window": f32(1, 2, 4, 12), "w": f32(12, 8)}, f32(2, 6, 8, 12),
-     all=(), window=(), w=(0,))  # fmt: skip
+     all=(), window=(), w=(0,))
 case("positions scaled and translated by constants",
      lambda p, x: (x + jax.image.scale_and_translate(
-         p["pos"], (6, 7, 12), (0, 1), jnp.array([1.2, 1.4]), jnp.array([0.1, 0.2]), "linear")) @ p["w"],
-     {"pos": f32(5, 5, 12), "w": f32(12, 8)}, GRID, pos=(), w=(0,))  # fmt: skip
+         p["pos"], (6, 7, 12), (0, 1), jnp.array([1.2, 1.4]), jnp.array([0.1, 0.2]), "linear")) @ p[
+             "w"],
+     {"pos": f32(5, 5, 12), "w": f32(12, 8)}, GRID, pos=(), w=(0,))
 case("positions scaled and translated by inputs",
      lambda p, x, scale: (x + jax.image.scale_and_translate(
          p["pos"], (6, 7, 12), (0, 1), scale, jnp.zeros(2), "linear")) @ p["w"],
-     {"pos": f32(5, 5, 12), "w": f32(12, 8)}, GRID, f32(2), refusable=("pos",), pos=(), w=(0,))  # fmt: skip
+     {"pos": f32(5, 5, 12), "w": f32(12, 8)}, GRID, f32(2), refusable=("pos",), pos=(), w=(0,))
 case("positions scaled and translated by inputs for each image",
      lambda p, x, scale: jax.vmap(lambda x, scale: jnp.tanh(x + jax.image.scale_and_translate(
          p["pos"], (6, 7, 12), (0, 1), scale, jnp.zeros(2), "linear")) @ p["w"])(x, scale),
-     {"pos": f32(5, 5, 12), "w": f32(12, 8)}, GRID, f32(2, 2), refusable=("pos",), pos=(), w=(0,))  # fmt: skip
+     {"pos": f32(5, 5, 12), "w": f32(12, 8)}, GRID, f32(2, 2), refusable=("pos",), pos=(), w=(0,))
 dots("positions interpolated at coordinates that are inputs",
      lambda dot, p, x, a, b: jnp.tanh(
          x + dot("btw,btwc->btc", b, dot("bth,hwc->btwc", a, p["pos"]))) @ p["w"],
      {"pos": f32(6, 5, 24), "w": f32(24, 8)}, f32(2, 7, 24), f32(2, 7, 6), f32(2, 7, 5),
-     refusable=("pos",), pos=(), w=(0,))  # fmt: skip
+     refusable=("pos",), pos=(), w=(0,))
 case("positions gathered at corners and mixed by weights that are inputs",
      lambda p, x, i, f: jnp.tanh(x + (1 - f)[..., None] * p["pos"][i]
                                  + f[..., None] * p["pos"][i + 1]) @ p["w"],
-     {"pos": f32(9, 8), "w": W}, SEQUENCE, i32(2, 7), f32(2, 7), refusable=("pos",), pos=(), w=(0,))  # fmt: skip
+     {"pos": f32(9, 8), "w": W}, SEQUENCE, i32(2, 7), f32(2, 7), refusable=("pos",), pos=(), w=(0,))
 FLEX = np.random.default_rng(2).normal(size=(16, 9)).astype(np.float32)
 case("a patch kernel resized by a constant pseudo-inverse",
      lambda p, x: lax.conv_general_dilated(
          x, jnp.einsum("ab,bio->aio", FLEX, p["k"].reshape(9, 3, 6)).reshape(4, 4, 3, 6), (4, 4),
          "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")),
-     {"k": f32(3, 3, 3, 6)}, f32(2, 8, 12, 3), refusable=True, k=(0, 1, 2))  # fmt: skip
+     {"k": f32(3, 3, 3, 6)}, f32(2, 8, 12, 3), refusable=True, k=(0, 1, 2))
 
 # Relative positions.
 OFFSETS = np.arange(7)[:, None] - np.arange(7) + 6
@@ -628,11 +651,12 @@ for how, lookup in {
     "jitted take": jax.jit(lambda r: jnp.take(r, OFFSETS, axis=0)),
     "one-hots": lambda r: jax.nn.one_hot(OFFSETS, 13) @ r,
 }.items():
-    case(f"relative positions of pairs: {how}", pairs(lookup), {"q": f32(8, 2, 4), "rel": f32(13, 4)},
-         SEQUENCE, q=(0,), rel=())  # fmt: skip
+    case(f"relative positions of pairs: {how}", pairs(lookup),
+        {"q": f32(8, 2, 4), "rel": f32(13, 4)},
+         SEQUENCE, q=(0,), rel=())
 case("relative positions of pairs, of a table resized",
      pairs(lambda r: jax.image.resize(r, (13, 4), "linear")[OFFSETS]),
-     {"q": f32(8, 2, 4), "rel": f32(9, 4)}, SEQUENCE, refusable=("rel",), q=(0,), rel=())  # fmt: skip
+     {"q": f32(8, 2, 4), "rel": f32(9, 4)}, SEQUENCE, refusable=("rel",), q=(0,), rel=())
 
 
 def axial(p, x):  # x (batch, height, width, features)
@@ -645,7 +669,7 @@ def axial(p, x):  # x (batch, height, width, features)
 
 case("axial relative positions, as SAM decomposes them", axial,
      {"q": f32(8, 2, 4), "bias": f32(2, 4), "rows": f32(13, 4), "columns": f32(13, 4)},
-     f32(3, 5, 7, 8), q=(0,), bias=(), rows=(), columns=())  # fmt: skip
+     f32(3, 5, 7, 8), q=(0,), bias=(), rows=(), columns=())
 case("axial biases of attention",
      lambda p, x, v: jnp.einsum(
          "bhts,bshk->bthk",
@@ -653,12 +677,12 @@ case("axial biases of attention",
                              + p["columns"][OFFSETS[:3, :3]][None, :, None]).reshape(15, 15, 2)
                         .transpose(2, 0, 1)), v),
      {"rows": f32(13, 2), "columns": f32(13, 2)}, f32(3, 2, 15, 15), f32(3, 15, 2, 4),
-     rows=(), columns=())  # fmt: skip
+     rows=(), columns=())
 case("axial position embeddings side by side",
      lambda p, x: (x + jnp.concatenate([jnp.broadcast_to(p["rows"][:, None], (6, 7, 4)),
                                         jnp.broadcast_to(p["columns"], (6, 7, 8))], -1)) @ p["w"],
      {"rows": f32(6, 4), "columns": f32(7, 8), "w": f32(12, 8)}, GRID,
-     rows=(), columns=(), w=(0,))  # fmt: skip
+     rows=(), columns=(), w=(0,))
 
 
 # Networks on constants.
@@ -675,8 +699,9 @@ def position_bias(dot, p):
 
 
 dots("a continuous position bias",
-     lambda dot, p, x, v: jnp.einsum("bhts,bshk->bthk", jax.nn.softmax(x + position_bias(dot, p)), v),
-     CPB, f32(2, 3, 12, 12), f32(2, 12, 3, 4), w1=(0,), b1=(), w2=(0,))  # fmt: skip
+     lambda dot, p, x, v: jnp.einsum("bhts,bshk->bthk", jax.nn.softmax(x + position_bias(dot, p)),
+         v),
+     CPB, f32(2, 3, 12, 12), f32(2, 12, 3, 4), w1=(0,), b1=(), w2=(0,))
 
 
 def implicit_filter(p):  # (length, channels)
@@ -701,11 +726,11 @@ def toeplitz_convolved(p, x):
 
 
 IMPLICIT = {"w1": f32(3, 5), "b1": f32(5), "f1": f32(5), "w2": f32(5, 4), "b2": f32(4),
-            "f2": f32(4), "w3": f32(4, 8), "skip": f32(8), "out": W}  # fmt: skip
+            "f2": f32(4), "w3": f32(4, 8), "skip": f32(8), "out": W}
 for how, conv in (("an FFT", fft_convolved), ("a Toeplitz matrix", toeplitz_convolved)):
     case(f"an implicit filter, convolved by {how}", conv, IMPLICIT, SEQUENCE,
          refusable=("w3",), w1=(0,), b1=(), f1=(), w2=(0,), b2=(), f2=(), w3=(0,), skip=(),
-         out=(0,))  # fmt: skip
+         out=(0,))
 
 
 # Learned latents, inducing points, queries.
@@ -723,32 +748,34 @@ def cross(dot, q, p, x):
 
 LATENTS = {"latents": f32(5, 6), "q": f32(6, 4), "k": f32(8, 4), "v": f32(8, 4)}
 LATENT = {"latents": (), "q": (0,), "k": (0,), "v": (0,)}
-dots("raw latents and their projection", lambda dot, p, x: cross(dot, dot("ld,dk->lk", p["latents"], p["q"]), p, x),
-     LATENTS, SEQUENCE, **LATENT | {"latents": REFUSED, "q": REFUSED})  # fmt: skip
+dots("raw latents and their projection", lambda dot, p, x: cross(dot, dot("ld,dk->lk", p["latents"],
+    p["q"]), p, x),
+     LATENTS, SEQUENCE, **LATENT | {"latents": REFUSED, "q": REFUSED})
 dots("latents with a bias after their projection",
      lambda dot, p, x: cross(dot, dot("ld,dk->lk", p["latents"], p["q"]) + p["bias"], p, x),
-     LATENTS | {"bias": f32(4)}, SEQUENCE, **LATENT, bias=())  # fmt: skip
+     LATENTS | {"bias": f32(4)}, SEQUENCE, **LATENT, bias=())
 dots("latents with a normalization before their projection",
      lambda dot, p, x: cross(dot, dot("ld,dk->lk", layer_norm(p["latents"]), p["q"]), p, x),
-     LATENTS, SEQUENCE, **LATENT)  # fmt: skip
+     LATENTS, SEQUENCE, **LATENT)
 dots("latents with a layer norm before their projection",
      lambda dot, p, x: cross(
          dot, dot("ld,dk->lk", layer_norm(p["latents"], p["scale"], p["bias"]), p["q"]), p, x),
-     LATENTS | {"scale": f32(6), "bias": f32(6)}, SEQUENCE, **LATENT, scale=(), bias=())  # fmt: skip
+     LATENTS | {"scale": f32(6), "bias": f32(6)}, SEQUENCE, **LATENT, scale=(), bias=())
 dots("latents with a nonlinearity before their projection",
      lambda dot, p, x: cross(dot, dot("ld,dk->lk", jnp.tanh(p["latents"]), p["q"]), p, x),
-     LATENTS, SEQUENCE, **LATENT)  # fmt: skip
+     LATENTS, SEQUENCE, **LATENT)
 dots("latents with a norm of queries after their projection",
-     lambda dot, p, x: cross(dot, layer_norm(dot("ld,dk->lk", p["latents"], p["q"]), p["scale"], p["bias"]), p, x),
-     LATENTS | {"scale": f32(4), "bias": f32(4)}, SEQUENCE, **LATENT, scale=(), bias=())  # fmt: skip
+     lambda dot, p, x: cross(dot, layer_norm(dot("ld,dk->lk", p["latents"], p["q"]), p["scale"], p[
+         "bias"]), p, x),
+     LATENTS | {"scale": f32(4), "bias": f32(4)}, SEQUENCE, **LATENT, scale=(), bias=())
 dots("latents in a batch",
      lambda dot, p, x: cross(
          dot, dot("bld,dk->blk", jnp.broadcast_to(p["latents"], (2, 5, 6)), p["q"]), p, x),
-     LATENTS, SEQUENCE, **LATENT)  # fmt: skip
+     LATENTS, SEQUENCE, **LATENT)
 dots("latents with positions of constants",
      lambda dot, p, x: cross(
          dot, dot("ld,dk->lk", p["latents"] + np.ones((5, 6), np.float32), p["q"]), p, x),
-     LATENTS, SEQUENCE, refusable=("latents", "q"), **LATENT)  # fmt: skip
+     LATENTS, SEQUENCE, refusable=("latents", "q"), **LATENT)
 
 
 def set_attention(p, x):
@@ -760,7 +787,7 @@ def set_attention(p, x):
 
 case("inducing points of a set transformer", set_attention,
      LATENTS | {"bq": f32(4), "scale": f32(4), "bias": f32(4), "ff": f32(4, 4), "bf": f32(4)},
-     SEQUENCE, **LATENT, bq=(), scale=(), bias=(), ff=(0,), bf=())  # fmt: skip
+     SEQUENCE, **LATENT, bq=(), scale=(), bias=(), ff=(0,), bf=())
 
 
 def heads(p, name, q, kv):
@@ -803,9 +830,10 @@ def detr_decoder(batched):
 
 
 for batched in (True, False):
-    case(f"DETR's queries, {'' if batched else 'un'}batched in self-attention", detr_decoder(batched),
+    case(f"DETR's queries, {'' if batched else 'un'}batched in self-attention",
+        detr_decoder(batched),
          SELF | CROSS | {"query": f32(5, 6), "scale": f32(6), "bias": f32(6)}, f32(2, 7, 6),
-         **SELF_AXES, **CROSS_AXES, query=(), scale=(), bias=())  # fmt: skip
+         **SELF_AXES, **CROSS_AXES, query=(), scale=(), bias=())
 
 
 def perceiver(p, x):
@@ -817,7 +845,7 @@ def perceiver(p, x):
 
 case("Perceiver's cross-attention", perceiver,
      SELF | CROSS | {"latents": f32(5, 6), "scale": f32(6), "bias": f32(6)}, f32(2, 7, 6),
-     **SELF_AXES, **CROSS_AXES, latents=(), scale=(), bias=())  # fmt: skip
+     **SELF_AXES, **CROSS_AXES, latents=(), scale=(), bias=())
 
 
 def tabpfn(p, x, y):  # x (rows, columns), y (rows,)
@@ -830,7 +858,7 @@ def tabpfn(p, x, y):  # x (rows, columns), y (rows,)
 case("tables of cells with learned columns", tabpfn,
      SELF | {"value": f32(6), "b": f32(6), "target": f32(6), "column": f32(5, 3), "up": f32(3, 6),
              "bu": f32(6)}, f32(7, 4), f32(7), refusable=("column", "up"),
-     **SELF_AXES, value=(), b=(), target=(), column=(), up=(0,), bu=())  # fmt: skip
+     **SELF_AXES, value=(), b=(), target=(), column=(), up=(0,), bu=())
 
 
 # Attention that the trace cannot look into.
@@ -893,27 +921,28 @@ for how, attend in {
     "custom_vmap": custom_vmapped(softmax_attention),
 }.items():
     case(f"biases of heads before attention: {how}", opaque_attention(attend), ATTENTION,
-         f32(3, 7, 6), **ATTENTION_AXES)  # fmt: skip
+         f32(3, 7, 6), **ATTENTION_AXES)
 
 # Biases and gains.
 case("biases of mixed experts",
      lambda p, x, g: jnp.einsum("bke,bk->be", jnp.einsum("bi,kie->bke", x, p["w"]) + p["b"], g),
-     {"w": f32(4, 8, 6), "b": f32(4, 6)}, X, f32(3, 4), w=(1,), b=())  # fmt: skip
+     {"w": f32(4, 8, 6), "b": f32(4, 6)}, X, f32(3, 4), w=(1,), b=())
 case("biases of mixed experts by a product and a sum",
      lambda p, x, g: ((jnp.einsum("bi,kie->bke", x, p["w"]) + p["b"]) * g[..., None]).sum(1),
-     {"w": f32(4, 8, 6), "b": f32(4, 6)}, X, f32(3, 4), w=(1,), b=())  # fmt: skip
+     {"w": f32(4, 8, 6), "b": f32(4, 6)}, X, f32(3, 4), w=(1,), b=())
 case("biases of mixed experts with a router",
-     lambda p, x: jnp.einsum("bke,bk->be", jax.nn.relu(jnp.einsum("bi,kie->bke", x, p["w"]) + p["b"]),
+     lambda p, x: jnp.einsum("bke,bk->be", jax.nn.relu(jnp.einsum("bi,kie->bke", x, p["w"]) + p[
+         "b"]),
                              jax.nn.softmax(x @ p["r"])),
-     {"w": f32(4, 8, 6), "b": f32(4, 6), "r": f32(8, 4)}, X, w=(1,), b=(), r=(0,))  # fmt: skip
+     {"w": f32(4, 8, 6), "b": f32(4, 6), "r": f32(8, 4)}, X, w=(1,), b=(), r=(0,))
 case("weight norm with a gain of (1, 1, n)",
      lambda p, x: lax.conv_general_dilated(
          x, p["g"] * p["v"] / jnp.sqrt((p["v"] ** 2).sum((0, 1), keepdims=True)), (1,), "SAME",
          dimension_numbers=("NWC", "WIO", "NWC")) + p["b"],
-     {"v": f32(5, 8, 6), "g": f32(1, 1, 6), "b": f32(6)}, SEQUENCE, v=(0, 1), g=(), b=())  # fmt: skip
+     {"v": f32(5, 8, 6), "g": f32(1, 1, 6), "b": f32(6)}, SEQUENCE, v=(0, 1), g=(), b=())
 case("weight norm of a dense layer",
      lambda p, x: x @ (p["v"] / jnp.linalg.norm(p["v"], axis=0, keepdims=True) * p["g"]),
-     {"v": W, "g": f32(1, 6)}, X, v=(0,), g=())  # fmt: skip
+     {"v": W, "g": f32(1, 6)}, X, v=(0,), g=())
 
 
 def modulated(p, x, style):
@@ -925,7 +954,7 @@ def modulated(p, x, style):
 
 case("a modulated convolution's biases", modulated,
      {"affine": f32(5, 4), "b": f32(4), "w": f32(3, 3, 4, 7), "bias": f32(7)}, f32(2, 9, 8, 4),
-     f32(2, 5), affine=(0,), b=(), w=(0, 1, 2), bias=())  # fmt: skip
+     f32(2, 5), affine=(0,), b=(), w=(0, 1, 2), bias=())
 case("a modulated convolution by groups",
      lambda p, x, s: lax.conv_general_dilated(
          x.transpose(1, 2, 0, 3).reshape(1, 9, 8, 8),
@@ -933,45 +962,45 @@ case("a modulated convolution by groups",
          (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=2)
      .reshape(9, 8, 2, 7) + p["bias"],
      {"w": f32(3, 3, 4, 7), "bias": f32(7)}, f32(2, 9, 8, 4), f32(2, 4), refusable="w",
-     w=(0, 1, 2), bias=())  # fmt: skip
+     w=(0, 1, 2), bias=())
 
 # Experts chosen by index, and ragged products.
 case("experts chosen by index", lambda p, x, i: jnp.einsum("bi,bio->bo", x, p["w"][i]) + p["b"][i],
-     {"w": f32(4, 8, 6), "b": f32(4, 6)}, X, i32(3), w=(1,), b=())  # fmt: skip
+     {"w": f32(4, 8, 6), "b": f32(4, 6)}, X, i32(3), w=(1,), b=())
 case("experts chosen by index, by a product and a sum",
      lambda p, x, i: (x[..., None] * jnp.take(p["w"], i, axis=0)).sum(1),
-     {"w": f32(4, 8, 6)}, X, i32(3), refusable=True, w=(1,))  # fmt: skip
+     {"w": f32(4, 8, 6)}, X, i32(3), refusable=True, w=(1,))
 case("the experts with the highest gates",
      lambda p, x: (lambda g, i: jnp.einsum("bk,bko->bo", jax.nn.softmax(g), jax.nn.relu(
          jnp.einsum("bi,bkio->bko", x, p["w"][i]) + p["b"][i])))(*lax.top_k(x @ p["r"], 2)),
-     {"r": f32(8, 4), "w": f32(4, 8, 6), "b": f32(4, 6)}, X, r=(0,), w=(1,), b=())  # fmt: skip
+     {"r": f32(8, 4), "w": f32(4, 8, 6), "b": f32(4, 6)}, X, r=(0,), w=(1,), b=())
 case("experts chosen by vmap over examples",
      lambda p, x, i: jax.vmap(lambda x, i: jnp.tanh(x @ p["w"][i]))(x, i),
-     {"w": f32(4, 8, 6)}, X, i32(3), w=(1,))  # fmt: skip
+     {"w": f32(4, 8, 6)}, X, i32(3), w=(1,))
 case("ragged_dot", lambda p, x, n: jnp.tanh(lax.ragged_dot(x, p["w"], n)), {"w": f32(4, 8, 6)},
-     f32(10, 8), i32(4), w=(1,))  # fmt: skip
+     f32(10, 8), i32(4), w=(1,))
 RAGGED_BATCH = lax.RaggedDotDimensionNumbers(
     dot_dimension_numbers=(((2,), (1,)), ((0,), (0,))), lhs_ragged_dimensions=[0],
-    rhs_group_dimensions=[])  # fmt: skip
+    rhs_group_dimensions=[])
 RAGGED_CONTRACTING = lax.RaggedDotDimensionNumbers(
     dot_dimension_numbers=(((1,), (0,)), ((), ())), lhs_ragged_dimensions=[1],
-    rhs_group_dimensions=[])  # fmt: skip
+    rhs_group_dimensions=[])
 RAGGED = lax.RaggedDotDimensionNumbers(
     dot_dimension_numbers=(((1,), (2,)), ((), ())), lhs_ragged_dimensions=[0],
-    rhs_group_dimensions=[0])  # fmt: skip
+    rhs_group_dimensions=[0])
 case("ragged_dot_general with outputs first",
      lambda p, x, n: jnp.tanh(lax.ragged_dot_general(x, p["w"], n, RAGGED)), {"w": f32(4, 6, 8)},
-     f32(10, 8), i32(4), w=(2,))  # fmt: skip
+     f32(10, 8), i32(4), w=(2,))
 case("ragged_dot_general of a ragged batch",
      lambda p, x, n: jnp.tanh(lax.ragged_dot_general(x, p["w"], n, RAGGED_BATCH)),
-     {"w": f32(5, 8, 6)}, f32(5, 3, 8), i32(4), refusable=True, w=(1,))  # fmt: skip
+     {"w": f32(5, 8, 6)}, f32(5, 3, 8), i32(4), refusable=True, w=(1,))
 case("ragged_dot_general of ragged sums, in which every group has a part of the fan-in",
      lambda p, x, n: jnp.tanh(lax.ragged_dot_general(x, p["w"], n, RAGGED_CONTRACTING)),
-     {"w": W}, X, i32(4), w=REFUSED)  # fmt: skip
+     {"w": W}, X, i32(4), w=REFUSED)
 case("ragged_dot_general of activations",
      lambda p, x, n: jnp.tanh(lax.ragged_dot_general(jnp.tanh(x @ p["u"]).T, x @ p["w"], n,
                                                      RAGGED_CONTRACTING)),
-     {"u": f32(8, 5), "w": W}, f32(10, 8), i32(4), refusable=True, u=(0,), w=(0,))  # fmt: skip
+     {"u": f32(8, 5), "w": W}, f32(10, 8), i32(4), refusable=True, u=(0,), w=(0,))
 
 
 # Inside shard_map and pmap.
@@ -980,51 +1009,55 @@ def on_mesh(fn, in_specs, out_specs):
     return jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
-def meshed(name, fn, w_spec, x_spec, out_spec, w=W, x=f32(4, 8), refusable=(), axes=(0,)):
+BATCH = f32(4, 8)
+
+
+def meshed(name, fn, w_spec, x_spec, out_spec, w=W, x=BATCH, refusable=(), axes=(0,)):
     """A layer fn(w, x) inside shard_map, alone and between a layer and a nonlinearity."""
     case(f"shard_map: {name}", lambda p, x: on_mesh(fn, (w_spec, x_spec), out_spec)(p["w"], x),
-         {"w": w}, x, refusable=refusable, w=axes)  # fmt: skip
+         {"w": w}, x, refusable=refusable, w=axes)
     case(f"shard_map: {name}, jitted",
-         jax.jit(lambda p, x: jnp.tanh(on_mesh(jax.jit(fn), (w_spec, x_spec), out_spec)(p["w"], x))),
-         {"w": w}, x, refusable=refusable, w=axes)  # fmt: skip
+         jax.jit(lambda p, x: jnp.tanh(on_mesh(jax.jit(fn), (w_spec, x_spec), out_spec)(p["w"],
+             x))),
+         {"w": w}, x, refusable=refusable, w=axes)
     if axes == REFUSED:
         return
     case(f"shard_map: {name}, between layers",
          lambda p, x: jnp.tanh(
              on_mesh(fn, (w_spec, x_spec), out_spec)(p["w"], jnp.tanh(x @ p["u"])) + p["b"]),
          {"u": f32(5, 8), "w": w, "b": f32(w.shape[-1])}, f32(*x.shape[:-1], 5),
-         refusable="w" if refusable else (), u=(0,), w=axes, b=())  # fmt: skip
+         refusable="w" if refusable else (), u=(0,), w=axes, b=())
 
 
 meshed("data parallel", lambda w, x: x @ w, P(), P("d"), P("d"))
 meshed("column parallel", lambda w, x: x @ w, P(None, "d"), P(), P(None, "d"))
 meshed("row parallel by psum", lambda w, x: lax.psum(x @ w, "d"), P("d"), P(None, "d"), P())
 meshed("row parallel by psum of a product and a sum",
-       lambda w, x: lax.psum((x[:, :, None] * w).sum(1), "d"), P("d"), P(None, "d"), P())  # fmt: skip
+       lambda w, x: lax.psum((x[:, :, None] * w).sum(1), "d"), P("d"), P(None, "d"), P())
 meshed("row parallel by psum_scatter",
        lambda w, x: lax.psum_scatter(x @ w, "d", scatter_dimension=1, tiled=True), P("d"),
-       P(None, "d"), P(None, "d"))  # fmt: skip
+       P(None, "d"), P(None, "d"))
 meshed("row parallel by psum_scatter over the batch",
        lambda w, x: lax.psum_scatter(x @ w, "d", scatter_dimension=0, tiled=True), P("d"),
-       P(None, "d"), P("d"))  # fmt: skip
+       P(None, "d"), P("d"))
 meshed("row parallel by all_gather and sum",
        lambda w, x: lax.all_gather(x @ w, "d").sum(0), P("d"), P(None, "d"), P(),
-       refusable=True)  # fmt: skip
+       refusable=True)
 meshed("fully sharded, gathered along the inputs",
-       lambda w, x: x @ lax.all_gather(w, "d", axis=0, tiled=True), P("d"), P("d"), P("d"))  # fmt: skip
+       lambda w, x: x @ lax.all_gather(w, "d", axis=0, tiled=True), P("d"), P("d"), P("d"))
 meshed("fully sharded, gathered along the outputs",
        lambda w, x: x @ lax.all_gather(w, "d", axis=1, tiled=True), P(None, "d"), P("d"),
-       P("d"))  # fmt: skip
+       P("d"))
 meshed("fully sharded, gathered as blocks",
        lambda w, x: jnp.einsum("bsi,sio->bo", x.reshape(-1, 2, 4), lax.all_gather(w, "d")), P("d"),
-       P("d"), P("d"), refusable=True)  # fmt: skip
+       P("d"), P("d"), refusable=True)
 meshed("a permuted batch", lambda w, x: lax.ppermute(x, "d", [(0, 1), (1, 0)]) @ w, P(), P("d"),
-       P("d"))  # fmt: skip
+       P("d"))
 meshed("a permuted output", lambda w, x: lax.ppermute(x @ w, "d", [(0, 1), (1, 0)]), P(), P("d"),
-       P("d"))  # fmt: skip
+       P("d"))
 meshed("a permuted kernel of other outputs",
        lambda w, x: x @ lax.ppermute(w, "d", [(0, 1), (1, 0)]), P(None, "d"), P(), P(None, "d"),
-       refusable=True)  # fmt: skip
+       refusable=True)
 
 
 def ring(w, x):
@@ -1039,51 +1072,53 @@ def ring(w, x):
 meshed("a ring of blocks of the fan-in", ring, P("d"), P("d"), P("d"), refusable=True)
 meshed("features exchanged by all_to_all",
        lambda w, x: lax.all_to_all(x, "d", 1, 0, tiled=True) @ w, P("d"), P("d"), P("d"),
-       refusable=True, axes=REFUSED)  # fmt: skip
+       refusable=True, axes=REFUSED)
 meshed("a batch exchanged by all_to_all",
-       lambda w, x: lax.all_to_all(x, "d", 0, 1, tiled=True) @ w, P(), P(None, "d"), P("d"))  # fmt: skip
-meshed("a gathered batch", lambda w, x: lax.all_gather(x, "d", tiled=True) @ w, P(None, "d"), P("d"),
-       P(None, "d"))  # fmt: skip
+       lambda w, x: lax.all_to_all(x, "d", 0, 1, tiled=True) @ w, P(), P(None, "d"), P("d"))
+meshed("a gathered batch", lambda w, x: lax.all_gather(x, "d", tiled=True) @ w, P(None, "d"),
+    P("d"),
+       P(None, "d"))
 meshed("a mean over the batch", lambda w, x: x @ w - lax.pmean((x @ w).mean(0), "d"), P(), P("d"),
-       P("d"))  # fmt: skip
-meshed("a maximum over the batch", lambda w, x: x @ w - lax.pmax(lax.stop_gradient(x @ w).max(), "d"),
-       P(), P("d"), P("d"))  # fmt: skip
+       P("d"))
+meshed("a maximum over the batch", lambda w, x: x @ w - lax.pmax(lax.stop_gradient(x @ w).max(),
+    "d"),
+       P(), P("d"), P("d"))
 meshed("experts on their own devices by all_to_all",
        lambda w, x: lax.all_to_all(
            jnp.einsum("ebi,eio->ebo", lax.all_to_all(x, "d", 0, 1, tiled=True), w), "d", 1, 0,
            tiled=True), P("d"), P(None, "d"), P(None, "d"), w=f32(4, 8, 6), x=f32(4, 6, 8),
-       axes=(1,))  # fmt: skip
+       axes=(1,))
 meshed("each shard's partial sum put side by side", lambda w, x: x @ w, P("d"), P(None, "d"),
-       P(None, "d"), axes=REFUSED)  # fmt: skip
+       P(None, "d"), axes=REFUSED)
 case("shard_map: a megatron block",
      lambda p, x: on_mesh(
          lambda p, x: x + lax.psum(jax.nn.gelu(x @ p["up"] + p["bu"]) @ p["down"], "d") + p["bd"],
          ({"up": P(None, "d"), "bu": P("d"), "down": P("d"), "bd": P()}, P()), P())(p, x),
      {"up": f32(8, 12), "bu": f32(12), "down": f32(12, 8), "bd": f32(8)}, X,
-     up=(0,), bu=(), down=(0,), bd=())  # fmt: skip
+     up=(0,), bu=(), down=(0,), bd=())
 case("shard_map: a vocabulary in parts",
      lambda p, i: on_mesh(
          lambda e, i: lax.psum(jnp.where(
              (i // 6 == lax.axis_index("d"))[..., None], e[i % 6], 0), "d"),
-         (P("d"), P()), P())(p["e"], i), {"e": f32(12, 8)}, i32(3, 7), refusable=True, e=())  # fmt: skip
+         (P("d"), P()), P())(p["e"], i), {"e": f32(12, 8)}, i32(3, 7), refusable=True, e=())
 case("pmap over examples", lambda p, x: jax.pmap(lambda x: jnp.tanh(x @ p["w"] + p["b"]))(x),
-     {"w": W, "b": f32(6)}, f32(2, 3, 8), w=(0,), b=())  # fmt: skip
+     {"w": W, "b": f32(6)}, f32(2, 3, 8), w=(0,), b=())
 case("pmap of parameters that are passed",
      lambda p, x: jax.pmap(lambda p, x: jnp.tanh(x @ p["w"] + p["b"]), in_axes=(None, 0))(p, x),
-     {"w": W, "b": f32(6)}, f32(2, 3, 8), w=(0,), b=())  # fmt: skip
+     {"w": W, "b": f32(6)}, f32(2, 3, 8), w=(0,), b=())
 case("pmap with a mean over devices",
      lambda p, x: jax.pmap(lambda x: lax.pmean(jnp.tanh(x @ p["w"]), "d"), axis_name="d")(x),
-     {"w": W}, f32(2, 3, 8), w=(0,))  # fmt: skip
+     {"w": W}, f32(2, 3, 8), w=(0,))
 case("pmap of replicas of parameters",
      lambda p, x: jax.pmap(lambda p, x: jnp.tanh(x @ p["w"] + p["b"]))(p, x),
-     {"w": f32(2, 8, 6), "b": f32(2, 6)}, f32(2, 3, 8), w=(1,), b=())  # fmt: skip
+     {"w": f32(2, 8, 6), "b": f32(2, 6)}, f32(2, 3, 8), w=(1,), b=())
 case("vmap with a mean over an axis that is named",
      lambda p, x: jax.vmap(lambda x: lax.psum(jnp.tanh(x @ p["w"]), "d"), axis_name="d")(x),
-     {"w": W}, f32(2, 3, 8), w=(0,))  # fmt: skip
+     {"w": W}, f32(2, 3, 8), w=(0,))
 case("vmap as a row-parallel layer",
      lambda p, x: jax.vmap(lambda w, x: lax.psum(x @ w, "d"), (0, 1), axis_name="d")(
          p["w"].reshape(2, 4, 6), x.reshape(3, 2, 4))[0],
-     {"w": W}, X, w=(0,))  # fmt: skip
+     {"w": W}, X, w=(0,))
 
 # Loops of solvers.
 CELL = {"w": f32(8, 8), "b": f32(8), "out": W}
@@ -1093,7 +1128,7 @@ def checkpointed(step, x):
     return eqx.internal.while_loop(
         lambda c: c[0] < 3, lambda c: (c[0] + 1, step(c[1])), (0, x), max_steps=5,
         kind="checkpointed",
-    )[1]  # fmt: skip
+    )[1]
 
 
 def bounded(step, x):
@@ -1113,7 +1148,7 @@ def eqx_scan(kind):
         return eqx.internal.scan(
             lambda x, _: (step(x), None), x, None, length=4, kind=kind,
             checkpoints="all" if kind == "checkpointed" else None,
-        )[0]  # fmt: skip
+        )[0]
 
     return loop
 
@@ -1163,21 +1198,22 @@ SOLVERS = {
         lambda x, _: (step(x), None), x, None, length=2, reverse=True
     )[0],
     "optimization_barrier": lambda step, x: lax.optimization_barrier(step(x)),
-}  # fmt: skip
+}
 
 
 for how, loop in SOLVERS.items():
     case(f"a layer in a loop or a wrapper: {how}",
          lambda p, x, loop=loop: loop(lambda x: jnp.tanh(x @ p["w"] + p["b"]), x) @ p["out"],
-         CELL, X, w=(0,), b=(), out=(0,))  # fmt: skip
+         CELL, X, w=(0,), b=(), out=(0,))
     case(f"a layer by a product and a sum in a loop or a wrapper: {how}",
          lambda p, x, loop=loop: loop(
              lambda x: jnp.tanh((x[..., None, :] * p["w"]).sum(-1) + p["b"]), x) @ p["out"],
-         CELL, X, w=(1,), b=(), out=(0,))  # fmt: skip
+         CELL, X, w=(1,), b=(), out=(0,))
     case(f"a residual in a loop or a wrapper: {how}",
-         lambda p, x, loop=loop: loop(lambda x: x + 0.1 * (jnp.tanh(x @ p["w"] + p["b"]) * p["s"]), x)
+         lambda p, x, loop=loop: loop(lambda x: x + 0.1 * (jnp.tanh(x @ p["w"] + p["b"]) * p["s"]),
+             x)
          @ p["out"],
-         CELL | {"s": f32(8)}, X, w=(0,), b=(), s=(), out=(0,))  # fmt: skip
+         CELL | {"s": f32(8)}, X, w=(0,), b=(), s=(), out=(0,))
 
 
 def euler(p, x):
@@ -1196,11 +1232,11 @@ def euler(p, x):
 
     zero = jnp.zeros(())
     return eqx.internal.while_loop(lambda c: c[0] < 1, body, (zero, x, zero + 0.1), max_steps=16,
-                                   kind="checkpointed")[1] @ p["out"]  # fmt: skip
+                                   kind="checkpointed")[1] @ p["out"]
 
 
 case("a neural ODE that adapts its step", euler, CELL | {"time": f32(8)}, X,
-     w=(0,), b=(), time=(), out=(0,))  # fmt: skip
+     w=(0,), b=(), time=(), out=(0,))
 
 
 # What wraps a function of its parameters.
@@ -1253,29 +1289,31 @@ for how, wrap in WRAPPERS.items():
          lambda p, x, wrap=wrap: wrap(lambda x, w, b: jnp.tanh(x @ w + b))(
              wrap(lambda x, w, b: jnp.tanh(x @ w + b))(x, p["u"], p["bu"]), p["w"], p["b"]),
          {"u": f32(5, 8), "bu": f32(8), "w": W, "b": f32(6)}, f32(3, 5), refusable=odd,
-         u=(0,), bu=(), w=(0,), b=())  # fmt: skip
+         u=(0,), bu=(), w=(0,), b=())
     case(f"one helper in {how}, for two layers of one shape",
          lambda p, x, wrap=wrap: (lambda f: f(f(x, p["u"]), p["w"]))(
              wrap(lambda x, w: jnp.tanh((x[..., None] * w).sum(-2)))),
-         {"u": f32(8, 8), "w": f32(8, 8)}, X, refusable=odd, u=(0,), w=(0,))  # fmt: skip
+         {"u": f32(8, 8), "w": f32(8, 8)}, X, refusable=odd, u=(0,), w=(0,))
     case(f"a helper in {how}, for a weight and for its transpose",
          lambda p, x, wrap=wrap: (lambda f: f(f(x, p["w"]), p["w"].T))(
              wrap(lambda x, w: jnp.tanh(x @ w))),
-         {"w": f32(8, 8)}, X, w=REFUSED)  # fmt: skip
+         {"w": f32(8, 8)}, X, w=REFUSED)
     case(f"experts mixed, then divided by their norm in {how}",
          lambda p, x, g, wrap=wrap: jnp.einsum("bi,bio->bo", x, wrap(
-             lambda w: w / jnp.sqrt((w**2).sum(1, keepdims=True)))(jnp.einsum("be,eio->bio", g, p["w"]))),
-         {"w": f32(4, 8, 6)}, X, f32(3, 4), refusable=True, w=(1,))  # fmt: skip
+             lambda w: w / jnp.sqrt((w**2).sum(1, keepdims=True)))(
+                 jnp.einsum("be,eio->bio", g, p["w"]))),
+         {"w": f32(4, 8, 6)}, X, f32(3, 4), refusable=True, w=(1,))
     case(f"experts mixed in {how}",
          lambda p, x, g, wrap=wrap: jnp.einsum("bi,bio->bo", x, wrap(
              lambda g, w: jnp.einsum("be,eio->bio", g, w))(g, p["w"])),
-         {"w": f32(4, 8, 6)}, X, f32(3, 4), refusable=True, w=(1,))  # fmt: skip
+         {"w": f32(4, 8, 6)}, X, f32(3, 4), refusable=True, w=(1,))
     case(f"a weight normalized in {how}",
-         lambda p, x, wrap=wrap: jnp.tanh(x @ wrap(lambda w: w / jnp.linalg.norm(w, axis=0))(p["w"])),
-         {"w": W}, X, refusable=odd, w=(0,))  # fmt: skip
+         lambda p, x, wrap=wrap: jnp.tanh(x @ wrap(lambda w: w / jnp.linalg.norm(w, axis=0))(p[
+             "w"])),
+         {"w": W}, X, refusable=odd, w=(0,))
     case(f"a weight transposed in {how}",
          lambda p, x, wrap=wrap: jnp.tanh(x @ wrap(lambda w: w.T)(p["w"])),
-         {"w": f32(6, 8)}, X, refusable=odd, w=(1,))  # fmt: skip
+         {"w": f32(6, 8)}, X, refusable=odd, w=(1,))
 
 
 # Operations that are seldom seen: exact, or refused for what they touch alone.
@@ -1331,20 +1369,21 @@ AFTER = {
     "associative_scan": lambda h: lax.associative_scan(
         lambda a, b: (a[0] * b[0], a[1] * b[0] + b[1]), (jax.nn.sigmoid(h), h)
     )[1],
-}  # fmt: skip
+}
 for how, after in AFTER.items():
     case(f"layers before an odd operation: {how}",
-         lambda p, x, after=after: after(jnp.tanh(jnp.tanh(x @ p["u"] + p["bu"]) @ p["w"] + p["b"])),
-         AROUND, f32(3, 5), u=(0,), bu=(), w=(0,), b=())  # fmt: skip
+         lambda p, x, after=after: after(jnp.tanh(jnp.tanh(x @ p["u"] + p["bu"]) @ p["w"] + p[
+             "b"])),
+         AROUND, f32(3, 5), u=(0,), bu=(), w=(0,), b=())
     case(f"a layer straight before an odd operation: {how}",
          lambda p, x, after=after: after(x @ p["w"] + p["b"]), {"w": W, "b": f32(6)}, X,
-         refusable=True, w=(0,), b=())  # fmt: skip
+         refusable=True, w=(0,), b=())
 case("pooling by a generic maximum between convolutions",
      lambda p, x: conv2d(lax.reduce_window(
          jnp.tanh(conv2d(x, p["k"]) + p["b"]), -1.0, lambda a, b: jnp.where(a > b, a, b),
          (1, 2, 2, 1), (1, 2, 2, 1), "VALID"), p["w"]),
      {"k": f32(3, 3, 4, 6), "b": f32(6), "w": f32(3, 3, 6, 5)}, f32(2, 10, 8, 4),
-     k=(0, 1, 2), b=(), w=(0, 1, 2))  # fmt: skip
+     k=(0, 1, 2), b=(), w=(0, 1, 2))
 
 OF_WEIGHTS = {
     "qr": lambda w: jnp.linalg.qr(w)[0],
@@ -1372,41 +1411,44 @@ OF_WEIGHTS = {
 SAME_INPUTS = ("a while_loop", "sorting of rows", "a generic reduction")  # axis 0 is in its place
 for how, of in OF_WEIGHTS.items():
     case(f"a weight made by an odd operation: {how}",
-         lambda p, x, of=of: jnp.tanh(jnp.tanh(jnp.tanh(x @ p["u"] + p["bu"]) @ of(p["v"])) @ p["w"] + p["b"]),
+         lambda p, x, of=of: jnp.tanh(jnp.tanh(jnp.tanh(x @ p["u"] + p["bu"]) @ of(p["v"])) @ p[
+             "w"] + p["b"]),
          AROUND | {"v": f32(8, 8)}, f32(3, 5), refusable="v" * (how in SAME_INPUTS),
-         u=(0,), bu=(), v=(0,) if how in SAME_INPUTS else REFUSED, w=(0,), b=())  # fmt: skip
+         u=(0,), bu=(), v=(0,) if how in SAME_INPUTS else REFUSED, w=(0,), b=())
 case("an implicit layer solved by custom_linear_solve",
      lambda p, x: jnp.tanh(lax.custom_linear_solve(
          lambda z: z + 0.1 * z @ p["v"], jnp.tanh(x @ p["u"] + p["bu"]), lambda f, b: b - f(b),
          transpose_solve=lambda f, b: b - f(b)) @ p["w"] + p["b"]),
-     AROUND | {"v": f32(8, 8)}, f32(3, 5), refusable="v", u=(0,), bu=(), v=(0,), w=(0,), b=())  # fmt: skip
+     AROUND | {"v": f32(8, 8)}, f32(3, 5), refusable="v", u=(0,), bu=(), v=(0,), w=(0,), b=())
 case("a conjugate gradient before a layer",
      lambda p, x: jnp.tanh(jax.scipy.sparse.linalg.cg(
          lambda z: z + (x.T @ (x @ z)), jnp.tanh(x.T @ p["u"] + p["bu"]), maxiter=3)[0] @ p["w"]),
-     {"u": f32(3, 8), "bu": f32(8), "w": W}, f32(3, 4), u=(0,), bu=(), w=(0,))  # fmt: skip
+     {"u": f32(3, 8), "bu": f32(8), "w": W}, f32(3, 4), u=(0,), bu=(), w=(0,))
 case("a kernel machine on features that are learned",
      lambda p, x, y: jax.scipy.linalg.cho_solve(
          (jnp.linalg.cholesky((lambda h: h @ h.T + jnp.eye(7))(
              jnp.tanh(x @ p["w"] + p["b"]))), True), y),
-     {"w": W, "b": f32(6)}, f32(7, 8), f32(7, 2), w=(0,), b=())  # fmt: skip
+     {"w": W, "b": f32(6)}, f32(7, 8), f32(7, 2), w=(0,), b=())
 case("graph attention with a softmax over segments",
      lambda p, x, s, r: (lambda h: (lambda e: jax.ops.segment_sum(
          jnp.exp(e - jax.ops.segment_max(e, r, 5)[r])[:, None] * h[s], r, 5))(
              jax.nn.leaky_relu((h[s] @ p["as"]) + (h[r] @ p["ar"]))))(x @ p["w"] + p["b"]),
      {"w": W, "b": f32(6), "as": f32(6), "ar": f32(6)}, f32(5, 8), i32(9), i32(9),
-     w=(0,), b=(), ar=(0,), **{"as": (0,)})  # fmt: skip
+     w=(0,), b=(), ar=(0,), **{"as": (0,)})
 
 # What no rule may forget: one use refused does not hide another, and order does not matter.
 for how, both in {"first": lambda a, b: (a, b), "last": lambda a, b: (b, a)}.items():
     case(f"a weight that is used as it is and as its transpose, {how}",
          lambda p, x, y, both=both: both(jnp.tanh(x @ p["w"]), jnp.tanh(y @ p["w"].T)),
-         {"w": W}, X, f32(3, 6), w=REFUSED)  # fmt: skip
+         {"w": W}, X, f32(3, 6), w=REFUSED)
     case(f"a weight that is also decomposed, {how}",
-         lambda p, x, both=both: both(jnp.tanh(x @ p["w"]), jnp.linalg.svd(p["w"], compute_uv=False)),
-         {"w": W}, X, w=REFUSED)  # fmt: skip
+         lambda p, x, both=both: both(jnp.tanh(x @ p["w"]), jnp.linalg.svd(p["w"],
+             compute_uv=False)),
+         {"w": W}, X, w=REFUSED)
     case(f"a weight used twice, {how}",
-         lambda p, x, y, both=both: both(jnp.tanh(x @ p["w"]), jnp.tanh((y[:, :, None] * p["w"]).sum(1))),
-         {"w": W}, X, X, w=(0,))  # fmt: skip
+         lambda p, x, y, both=both: both(jnp.tanh(x @ p["w"]),
+             jnp.tanh((y[:, :, None] * p["w"]).sum(1))),
+         {"w": W}, X, X, w=(0,))
     case(f"a weight with a penalty, {how}",
          lambda p, x, both=both: both(jnp.tanh(x @ p["w"]), (p["w"] ** 2).sum()),
-         {"w": W}, X, w=(0,))  # fmt: skip
+         {"w": W}, X, w=(0,))
