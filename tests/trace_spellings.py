@@ -1449,3 +1449,112 @@ for how, both in {"first": lambda a, b: (a, b), "last": lambda a, b: (b, a)}.ite
     case(f"a weight with a penalty, {how}",
          lambda p, x, both=both: both(jnp.tanh(x @ p["w"]), (p["w"] ** 2).sum()),
          {"w": W}, X, w=(0,))
+
+# One step from a layer: what shares its expression, or only looks like it.
+case("a diagonal matrix of a scale", lambda p, x: jnp.tanh(x @ jnp.diag(p["s"])) @ p["w"],
+     {"s": f32(8), "w": W}, X, refusable="s", s=(), w=(0,))
+case("a weight of which some rows are a bias",
+     lambda p, x: (jnp.tanh(x @ p["w"]), jnp.tanh(x[:, :6] + p["w"][np.array([1, 2, 5])])),
+     {"w": W}, X, w=REFUSED)
+for how, rows_of in {"a slice": lambda w: w[1:4], "a row": lambda w: w[3],
+                     "a transposed row": lambda w: w.T[:, 3]}.items():
+    case(f"a weight of which {how} is a bias",
+         lambda p, x, of=rows_of: (jnp.tanh(x @ p["w"]), jnp.tanh(x[:, :6] + of(p["w"]))),
+         {"w": W}, X, w=REFUSED)
+for how, penalty in {"vdot": lambda w: jnp.vdot(w, w), "a sum of squares": lambda w: (w**2).sum(),
+                     "an einsum": lambda w: jnp.einsum("io,io->", w, w),
+                     "a norm": jnp.linalg.norm, "a trace": lambda w: jnp.trace(w.T @ w)}.items():
+    case(f"a penalty by {how} beside layers",
+         lambda p, x, of=penalty: jnp.tanh(x @ p["w"] + p["b"]).mean() + 0.1 * of(p["w"]),
+         {"w": W, "b": f32(6)}, X, refusable="w", w=(0,), b=())
+    case(f"a penalty by {how} of what is not used else",
+         lambda p, x, of=penalty: jnp.tanh(x @ p["w"]).mean() + 0.1 * of(p["v"]),
+         {"w": W, "v": f32(8, 6)}, X, refusable="v", w=(0,), v=())
+case("rows of one parameter as a weight and its bias",
+     lambda p, x: jnp.tanh(x @ p["w"][:8] + p["w"][8]), {"w": f32(9, 6)}, X, w=REFUSED)
+case("ones beside the input in place of a bias",
+     lambda p, x: jnp.tanh(jnp.concatenate([x, jnp.ones((3, 1))], 1) @ p["w"]), {"w": f32(9, 6)},
+     X, w=(0,))
+case("diagonal blocks of a weight in a log-determinant",
+     lambda p, x: (jnp.tanh(x @ p["w"]), jnp.log(jnp.abs(jnp.diagonal(p["w"]))).sum()),
+     {"w": f32(8, 8)}, X, refusable=True, w=(0,))
+case("a weight or its transpose, selected",
+     lambda p, x: jnp.tanh(x @ jnp.where(x.sum() > 0, p["w"], p["w"].T)), {"w": f32(8, 8)}, X,
+     w=REFUSED)
+case("a weight or its transpose in branches",
+     lambda p, x: lax.cond(x.sum() > 0, lambda w: jnp.tanh(x @ w), lambda w: jnp.tanh(x @ w.T),
+                           p["w"]), {"w": f32(8, 8)}, X, w=REFUSED)
+case("a weight and an activation that a loop swaps",
+     lambda p, x: lax.scan(lambda c, _: ((c[1], jnp.tanh(c[0] @ c[1])), None), (x, p["w"]), None,
+                           length=3)[0][0], {"w": f32(8, 8)}, f32(8, 8), w=REFUSED)
+case("a helper that is given a weight and data either way around",
+     lambda p, x: (lambda f: (jnp.tanh(f(x, p["w"])), jnp.tanh(f(p["v"], x.T))))(
+         jax.jit(lambda a, b: a @ b)), {"w": W, "v": f32(5, 8)}, X, w=(0,), v=(1,))
+case("a helper with a scan that is given a weight and data either way around",
+     lambda p, x: (lambda f: (jnp.tanh(f(x, p["w"])), jnp.tanh(f(p["v"], x.T))))(
+         jax.jit(lambda a, b: lax.scan(lambda c, r: (c, r @ b), 0, a)[1])),
+     {"w": W, "v": f32(5, 8)}, X, w=(0,), v=(1,))
+case("taps of which one is a scale elsewhere",
+     lambda p, x: jnp.tanh(sum(shifted(x, k) * p["taps"][k] for k in range(3))) * p["taps"][3],
+     {"taps": f32(4, 8)}, SEQUENCE, taps=REFUSED)
+case("taps in two sums, each bent",
+     lambda p, x: jnp.tanh(sum(shifted(x, k) * p["taps"][k] for k in range(2)))
+     + jnp.tanh(sum(shifted(x, k) * p["taps"][k] for k in range(2, 4))),
+     {"taps": f32(4, 8)}, SEQUENCE, taps=REFUSED)
+case("a table of a scale, a shift and a gate",
+     lambda p, x: jnp.tanh(x * (1 + p["t"][0]) + p["t"][1]) * p["t"][2], {"t": f32(3, 8)},
+     SEQUENCE, t=())
+case("scales of residual branches of one table",
+     lambda p, x: (lambda h: h + jnp.sin(h) * p["t"][1])(x + jnp.cos(x) * p["t"][0]),
+     {"t": f32(2, 8)}, SEQUENCE, refusable=True, t=())
+dots("a gated linear unit of a stack",
+     lambda dot, p, x: jax.nn.sigmoid(dot("bi,io->bo", x, p["w"][0]))
+     * dot("bi,io->bo", x, p["w"][1]),
+     {"w": f32(2, 8, 6)}, X, w=(1,))
+dots("a linear and a bent branch of a stack",
+     lambda dot, p, x: dot("bi,io->bo", x, p["w"][0]) + jnp.tanh(dot("bi,io->bo", x, p["w"][1])),
+     {"w": f32(2, 8, 6)}, X, refusable=True, w=(1,))
+dots("a bilinear layer",
+     lambda dot, p, x, y: dot("bj,bjo->bo", y, dot("bi,ijo->bjo", x, p["w"])),
+     {"w": f32(8, 5, 6)}, X, f32(3, 5), refusable=True, w=(0, 1))
+dots("memory slots",
+     lambda dot, p, x: dot("bn,nd->bd", jax.nn.softmax(dot("bd,nd->bn", x, p["k"])), p["v"]),
+     {"k": f32(5, 8), "v": f32(5, 6)}, X, k=(1,), v=(0,))
+dots("memory slots that are keys and values",
+     lambda dot, p, x: dot("bn,nd->bd", jax.nn.softmax(dot("bd,nd->bn", x, p["k"])), p["k"]),
+     {"k": f32(5, 8)}, X, k=REFUSED)
+dots("a locally connected layer",
+     lambda dot, p, x: dot("bok,okf->bof", x[:, np.arange(6)[:, None] + np.arange(3)], p["w"]),
+     {"w": f32(6, 3, 5)}, X, w=(1,))
+dots("patches gathered for a kernel that is reshaped",
+     lambda dot, p, x: dot("bti,io->bto", x[:, np.arange(5)[:, None] + np.arange(3)]
+                           .reshape(2, 5, 24), p["w"].reshape(24, 6)),
+     {"w": f32(3, 8, 6)}, SEQUENCE, w=(0, 1))
+dots("a batch ensemble",
+     lambda dot, p, x: dot("ebi,io->ebo", x * p["r"][:, None], p["w"]) * p["s"][:, None]
+     + p["b"][:, None],
+     {"r": f32(4, 8), "w": W, "s": f32(4, 6), "b": f32(4, 6)}, f32(4, 3, 8), refusable="r",
+     r=(), w=(0,), s=(), b=())
+dots("a factorization machine",
+     lambda dot, p, x: (dot("bi,ik->bk", x, p["v"]) ** 2 - dot("bi,ik->bk", x**2, p["v"] ** 2)
+                        ).sum(-1), {"v": f32(8, 4)}, X, v=(0,))
+dots("heads in a stack, vmapped and added",
+     lambda dot, p, x: jax.vmap(lambda w, b: jnp.tanh(dot("bi,io->bo", x, w) + b))(
+         p["w"], p["b"]).sum(0), {"w": f32(4, 8, 6), "b": f32(4, 6)}, X, w=(1,), b=(),
+     spellings=[s for s in DOTS if s != "composite"])
+case("a filter in Fourier space",
+     lambda p, x: jnp.fft.irfft(jnp.fft.rfft(x, axis=1) * lax.complex(p["re"], p["im"]), 7, axis=1),
+     {"re": f32(4, 8), "im": f32(4, 8)}, SEQUENCE, refusable=True, re=(), im=())
+case("a spectral layer",
+     lambda p, x: jnp.fft.irfft(jnp.einsum(
+         "bkd,kdf->bkf", jnp.fft.rfft(x, axis=1), lax.complex(p["re"], p["im"])), 7, axis=1),
+     {"re": f32(4, 8, 6), "im": f32(4, 8, 6)}, SEQUENCE, re=(1,), im=(1,))
+case("splines with a scale of each edge",
+     lambda p, x: jnp.einsum("big,iog->bo", jnp.exp(-((x[..., None] - np.linspace(
+         -1, 1, 5, dtype=np.float32)) ** 2)), p["c"] * p["s"][..., None]),
+     {"c": f32(8, 6, 5), "s": W}, X, refusable="cs", c=(0, 2), s=(0,))
+for how, over in {"vmap": jax.vmap, "map": lambda f: lambda x: lax.map(f, x)}.items():
+    case(f"a convolution of width one in {how}",
+         lambda p, x, over=over: jnp.tanh(over(lambda x: lax.conv_general_dilated(
+             x[None], p["k"], (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))[0])(x)),
+         {"k": f32(1, 8, 6)}, SEQUENCE, k=(0, 1))
