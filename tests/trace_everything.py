@@ -26,7 +26,11 @@ def right(answer: Any) -> set[Any]:
 
 def keras_after_rnn():
     model = keras.Sequential(
-        [keras.layers.LSTM(10, return_sequences=True), keras.layers.Flatten(), keras.layers.Dense(5)]
+        [
+            keras.layers.LSTM(10, return_sequences=True),
+            keras.layers.Flatten(),
+            keras.layers.Dense(5),
+        ]
     )
     model.build((None, 7, 8))
     return keras_(model, after_loops.X)
@@ -66,15 +70,24 @@ def built(build: Any) -> Any:
         return build()
 
 
-def judged(found: dict[str, Any], original: dict[str, Any], expected: Any) -> dict[str, list[str]]:
+def long(answer: Any, shape: tuple[int, ...]) -> Any:
+    """An answer without the axes of length 1, along which there is nothing to average."""
+    return answer if answer == REFUSED else tuple(axis for axis in answer if shape[axis] > 1)
+
+
+def judged(
+    found: dict[str, Any], original: dict[str, Any], expected: Any, params: Any
+) -> dict[str, list[str]]:
     """{"same", "refused", "answered" (and right), "different": the paths}.
 
     What was answered stays as it is or is refused. What was refused may be answered, if rightly.
     """
     verdicts: dict[str, list[str]] = {k: [] for k in ("same", "refused", "answered", "different")}
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    shapes = {path_name(path): leaf.shape for path, leaf in leaves}
     for path, before in original.items():
-        after = found[path]
-        allowed = expected[path] if expected else set()
+        before, after = long(before, shapes[path]), long(found[path], shapes[path])
+        allowed = {long(a, shapes[path]) for a in expected[path]} if expected else set()
         if after == before:
             verdict = "same"
         elif after == REFUSED:
