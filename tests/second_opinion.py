@@ -3,12 +3,14 @@
 `opinion(fn, params, *args)` differentiates `fn` and follows each parameter's gradient from the
 result upwards, through what is linear in the output's cotangent, to the data that it meets. The
 gradient of a weight is a contraction of the layer's input (forward) with a cotangent: the
-parameter's axes that only the input has are its fan-in; those that the cotangent has are not. Nothing
-of this is the tracer's, and what is not understood has no opinion.
+parameter's axes that only the input has are its fan-in; those that the cotangent has are not.
+Nothing of this is the tracer's, and what is not understood has no opinion.
 
 Axes of the gradient are followed as factors (size, labels) of the axes of the value that it is made
 of. A label is an axis of the parameter, or how an axis came into a sum: ROW, the parameter is
-repeated along it; SUM, the contraction's own.
+repeated along it; SUM, the contraction's own. A way upwards is marked BENT where it was multiplied
+by what varies with rows and the parameter alike, such as the derivative of an activation, and
+NETWORK where it was contracted with parameters.
 """
 
 import math
@@ -17,8 +19,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from trace_support import REFUSED, answers, promoting
+
+from optax_gc._axes import path_name
 
 ROW, SUM = "row", "sum"
+BENT, NETWORK = "bent", "network"
 STEPS = 200_000  # of one parameter's reading
 CALLS = {"jit", "pjit", "remat2", "remat", "checkpoint", "closed_call", "core_call", "composite"}
 CALLS |= {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
@@ -47,8 +53,8 @@ def body(inner):
 
 
 def constant(value, data=False):
-    value = np.asarray(value) if not isinstance(value, jax.Array) else value
-    zero = value.size < 1000 and value.dtype.kind in "fc" and not np.any(value)
+    value = value if isinstance(value, jax.Array) else np.asarray(value)
+    zero = value.size < 1000 and jnp.issubdtype(value.dtype, jnp.inexact) and not np.any(value)
     return Node("constant", [], value, data=data, zero=bool(zero))
 
 
@@ -82,8 +88,8 @@ class Graph:
                 Node("join", list(values), v.aval, data=inputs[0].data)
                 for v, values in zip(eqn.outvars, zip(*branches, strict=True), strict=True)
             ]
-        zero = name in ("broadcast_in_dim", "convert_element_type", "reshape", "transpose", "neg")
-        zero = zero and inputs[0].zero or name in ("add_any", "mul") and all(n.zero for n in inputs)
+        keeps = ("broadcast_in_dim", "convert_element_type", "reshape", "transpose", "neg")
+        zero = name in (*keeps, "add_any") and all(n.zero for n in inputs)
         return [Node(name, inputs, v.aval, params, zero=zero) for v in eqn.outvars]
 
     def scan(self, eqn, inputs):
@@ -187,7 +193,16 @@ def varies(node, axis):
             axis, node = [i for i, n in enumerate(x.shape) if n > 1][rank], x
         elif node.op == "squeeze":
             axis, node = [i for i in range(len(x.shape)) if i not in p["dimensions"]][axis], x
-        elif node.op in LOCAL | {"exp", "tanh", "rsqrt", "integer_pow", "add", "sub", "max", "sqrt"}:
+        elif node.op in LOCAL | {
+            "exp",
+            "tanh",
+            "rsqrt",
+            "integer_pow",
+            "add",
+            "sub",
+            "max",
+            "sqrt",
+        }:
             same = [n for n in node.inputs if len(n.shape) == len(node.shape)]
             return any(varies(n, axis) for n in same)
         else:
@@ -213,7 +228,7 @@ class Reader:
     def read(self, gradient):
         view = tuple(fresh(n, i) for i, n in enumerate(gradient.shape))
         long = frozenset(i for i, n in enumerate(gradient.shape) if n > 1)
-        todo: list[Any] = [(gradient, view, (frozenset(), frozenset(), ()))]
+        todo: list[Any] = [(gradient, view, (frozenset(), frozenset(), frozenset(), ()))]
         if gradient.zero:
             return dict.fromkeys(long, False)
         while todo:
@@ -232,7 +247,9 @@ class Reader:
 
     def say(self, long, state, fan_in, but=frozenset()):
         """Notes that a way ends here: these axes are fan-in, the others are not, `but` some."""
-        unknown, selected, _ = state
+        unknown, selected, marks, _ = state
+        if fan_in and BENT in marks:
+            raise DontKnow("a weight for each example, or part of an activation")
         if fan_in and selected and not long - selected - fan_in:
             raise DontKnow("selected by data, then contracted: a lookup or a layer")
         self.found.append({i: i in fan_in for i in long - unknown - frozenset(but)})
@@ -240,18 +257,23 @@ class Reader:
     def up(self, node, view, state, long):
         """The values that this one is linear in, with the view of each, or None at an end."""
         op, p, inputs = node.op, node.params, node.inputs
-        unknown, selected, loops = state
+        unknown, selected, marks, loops = state
         if op == "cotangent":
+            if NETWORK in marks:
+                raise DontKnow("contracted with parameters, then added to data")
             return self.say(long, state, frozenset())
         linear = [n for n in inputs if n.linear]
         x = linear[0] if linear else None
         if op in ("add_any", "add", "sub", "join", "carry"):
             return [(n, view, state) for n in linear]
         if op == "stack":
-            return [(x, view[1:], (unknown, selected, (*loops, (p["loop"], view[0]))))]
+            return [(x, view[1:], (unknown, selected, marks, (*loops, (p["loop"], view[0]))))]
         if op == "step":
             axes = [axis for loop, axis in loops if loop is p["loop"]]
             return [(x, (axes[-1] if axes else fresh(x.shape[0], ROW), *view), state)]
+        if op == "unstack":
+            i = p["axis"]
+            return [(x, (*view[:i], fresh(x.shape[i], SUM), *view[i:]), state)]
         if op == "transpose":
             axes = sorted(zip(p["permutation"], view, strict=True), key=lambda pair: pair[0])
             return [(x, tuple(axis for _, axis in axes), state)]
@@ -268,16 +290,16 @@ class Reader:
             return [(x, tuple(view[j] if j in kept else () for j in dims), state)]
         if op == "reduce_sum":
             rest = iter(view)
-            axes = [
-                fresh(n, ROW) if i in p["axes"] else next(rest) for i, n in enumerate(x.shape)
-            ]
+            axes = [fresh(n, ROW) if i in p["axes"] else next(rest) for i, n in enumerate(x.shape)]
             return [(x, tuple(axes), state)]
         if op in ("mul", "div", "select_n", "select_and_scatter_add"):
-            others = [n for n in inputs if not n.linear and n.shape == node.shape]
+            others = [n for n in inputs if not n.linear and len(n.shape) == len(view)]
             resized = lambda n: tuple(map(merged, view, n.shape))  # noqa: E731
             for other in others:
                 if self.meets(other, linear, view, state, long):
                     return None
+                if other.data and self.bends(other, view):
+                    state = (unknown, selected, marks | {BENT}, loops)
             return [(n, resized(n), state) for n in linear]
         if op == "dot_general":
             return self.dot(node, view, state, long)
@@ -297,17 +319,24 @@ class Reader:
     def part(self, x, node, view, state):
         """Of a value that is longer, shorter, or the same along its axes."""
         axes = []
-        unknown, selected, loops = state
+        unknown, *rest = state
         for axis, n, whole in zip(view, x.shape, node.shape, strict=True):
             if n == 1 < whole:  # one entry of a parameter: its axis may be summed over elsewhere
                 unknown = unknown | own(axis)
             axes.append(merged(axis, n))
-        return x, tuple(axes), (unknown, selected, loops)
+        return x, tuple(axes), (unknown, *rest)
+
+    def bends(self, other, view):
+        theirs = [varies(other, i) for i in range(len(view))]
+        rows = any(v and ROW in labels_of(axis) for v, axis in zip(theirs, view, strict=True))
+        return rows and all(v for v, axis in zip(theirs, view, strict=True) if own(axis))
 
     def meets(self, other, linear, view, state, long):
         """Whether this way ends where it is multiplied by `other`, which is broadcast to it."""
         theirs = [varies(other, i) for i in range(len(view))]
-        ours = [any(varies(n, i) for n in linear if n.shape == other.shape) for i in range(len(view))]
+        ours = [
+            any(varies(n, i) for n in linear if len(n.shape) == len(view)) for i in range(len(view))
+        ]
         rows = [i for i, axis in enumerate(view) if ROW in labels_of(axis)]
         if not other.data:
             if any(theirs[i] for i in rows) and other.shape:
@@ -320,11 +349,17 @@ class Reader:
             return False
         if any(ours[i] and not theirs[i] for i in rows):
             fan_in = frozenset()  # repeated along what the data does not have: an activation
-        rest = frozenset().union(*(own(a) for a, o in zip(view, ours, strict=True) if o))
-        return self.ends(long, state, fan_in, rest)
+        pairs = list(zip(view, ours, theirs, strict=True))
+        rest = frozenset().union(*(own(a) for a, o, _ in pairs if o))
+        outputs = frozenset().union(*(own(a) for a, o, t in pairs if o and not t))
+        return self.ends(long, state, fan_in, rest, outputs)
 
-    def ends(self, long, state, fan_in, rest):
-        self.say(long, state, fan_in, but=long - fan_in - rest if fan_in else ())
+    def ends(self, long, state, fan_in, rest, outputs):
+        """Notes a contraction of `fan_in`; one without outputs may be of an activation."""
+        if fan_in and not outputs:
+            return True
+        copies = frozenset().union(*(own(axis) for _, axis in state[3]))  # of layers, in loops
+        self.say(long, state, fan_in, but=long - fan_in - rest - copies if fan_in else ())
         return True
 
     def contracted(self, other, theirs, ours, both, private_rows, state, long):
@@ -340,6 +375,8 @@ class Reader:
           long: the parameter's axes of length 2 and more.
         """
         if not other.data:
+            if private_rows and NETWORK in state[2]:
+                raise DontKnow("contracted with parameters, then repeated along data")
             if private_rows:  # repeated along data, then contracted with parameters
                 self.say(long, state, frozenset())
             return private_rows
@@ -347,7 +384,7 @@ class Reader:
             return False
         if private_rows or one_hot(other):
             theirs, ours = frozenset(), long
-        return self.ends(long, state, theirs - ours - both, ours | both)
+        return self.ends(long, state, theirs - ours - both, ours | both, ours)
 
     def dot(self, node, view, state, long):
         a, b = node.inputs
@@ -373,23 +410,26 @@ class Reader:
         if self.contracted(other, *found, rows, state, long):
             return None
         links = gather(theirs) if not other.data else ()
+        if links:
+            state = (*state[:2], state[2] | {NETWORK}, state[3])
         axes: list[Any] = [None] * len(ct.shape)
         for i, axis in [*zip(cb, batch, strict=True), *zip(free, mine, strict=True)]:
             axes[i] = axis
         for i in cc:
-            axes[i] = fresh(ct.shape[i], SUM, *links)
+            axes[i] = fresh(ct.shape[i], ROW if other.data else SUM, *links)
         return [(ct, tuple(axes), state)]
 
     def conv(self, node, view, state, long):
         lhs, rhs = node.inputs
         p = node.params
-        x, w, y = p["dimension_numbers"]
+        x, _, y = p["dimension_numbers"]
         window = frozenset().union(*(own(view[i]) for i in y[2:]))
         if rhs.linear:  # a kernel's gradient: along the window of the result, x is shifted
             theirs, ours = own(view[y[0]]), own(view[y[1]])
             if not lhs.data or not (theirs | window):
                 raise DontKnow("a convolution of parameters")
-            self.ends(long, state, frozenset(theirs | window) - ours, frozenset(ours))
+            fan_in = frozenset(theirs | window) - ours
+            self.ends(long, state, fan_in, frozenset(ours), ours | window)
             return None
         groups = p["feature_group_count"]
         if p["batch_group_count"] > 1:
@@ -411,7 +451,7 @@ class Reader:
         """The gradient of a gather, which a lookup is."""
         operand, indices, updates = node.inputs
         d = node.params["dimension_numbers"]
-        unknown, selected, loops = state
+        unknown, selected, marks, loops = state
         taken = {*d.inserted_window_dims, *d.operand_batching_dims}
         kept = iter([i for i in range(len(view)) if i not in taken])
         gone = frozenset().union(*(own(view[i]) for i in taken))
@@ -428,7 +468,7 @@ class Reader:
             selected = selected | gone
         elif all(updates.shape[i] == 1 or i in d.update_window_dims for i in range(len(axes))):
             unknown = unknown | gone
-        ways = [(updates, tuple(axes), (unknown, selected, loops))]
+        ways = [(updates, tuple(axes), (unknown, selected, marks, loops))]
         return ways + ([(operand, view, state)] if operand.linear else [])
 
 
@@ -465,39 +505,48 @@ def opinion(fn, params, *args):
     return found
 
 
+def second_opinion(program, theirs):
+    """({path: how the axes that were found compare}, {path: what this reader says}).
+
+    "agrees" or "agrees in part", on the axes of which this reader knows; "disagrees"; "refused" by
+    the one or "unknown" to the other.
+    """
+    compared, said = {}, {}
+    try:
+        with promoting():
+            ours = opinion(*program)
+    except ValueError as error:
+        if "Reverse-mode differentiation" not in str(error):
+            raise
+        return dict.fromkeys(theirs, "unknown"), dict.fromkeys(theirs, "has no gradient")
+    for path, says in ours.items():
+        name = path_name(path)
+        axes, said[name] = theirs[name], says
+        known = {} if isinstance(says, str) else {i: s for i, s in says.items() if s is not None}
+        if axes == REFUSED:
+            compared[name] = "refused"
+        elif not known and says != {}:
+            compared[name] = "unknown"
+        elif any((i in axes) != fan_in for i, fan_in in known.items()):
+            compared[name] = "disagrees"
+        else:
+            compared[name] = "agrees" if len(known) == len(says) else "agrees in part"
+    return compared, said
+
+
 if __name__ == "__main__":
     from collections import Counter
 
     import conftest  # noqa: F401  (the settings that tests run under)
     from trace_everything import built, everything
-    from trace_support import answers, promoting
 
-    from optax_gc._axes import path_name
-
-    count = Counter()
-    for name, build, expected in everything():
+    count: Counter[str] = Counter()
+    for name, build, _ in everything():
         case = built(build)
         theirs = answers(*case)
-        try:
-            with promoting():
-                ours = opinion(*case)
-        except Exception as error:
-            print(f"{name}: {type(error).__name__}: {str(error)[:200]}")
-            count["no gradient"] += len(theirs)
-            continue
-        for path, says in ours.items():
-            axes = theirs[path_name(path)]
-            if isinstance(says, str):
-                count["don't know"] += 1
-                print(f"{name}: {path_name(path)}: {axes}: don't know: {says}")
-                continue
-            known = {i: s for i, s in says.items() if s is not None}
-            full = "full" if len(known) == len(says) else "partial" if known else "none"
-            if axes == "refused":
-                count[f"refused, {full}"] += 1
-            elif any((i in axes) != s for i, s in known.items()):
-                count["disagree"] += 1
-                print(f"DISAGREE {name}: {path_name(path)}: {axes}, here {says}")
-            else:
-                count[f"agree, {full}"] += 1
+        compared, said = second_opinion(case, theirs)
+        count.update(compared.values())
+        for path, how in compared.items():
+            if how in ("disagrees", "unknown"):
+                print(f"{name}: {path}: {theirs[path]} {how}: {said[path]}")
     print(*count.items(), sep="\n")
