@@ -4,6 +4,7 @@ nox -l                      # what there is
 nox -s "tests(newest)"      # everything, on the default Python
 nox -s "tests(floor)"       # the library without the compiler's gates, on the oldest versions
 nox -s pythons-3.13         # the library on another Python
+nox -s mutants -- optax_gc/_axes.py --every 3    # changes of a file that no test notices
 """
 
 import nox
@@ -41,3 +42,10 @@ def pythons(session: nox.Session) -> None:
     """The library on the newest versions that each Python has."""
     session.install("--upgrade", *NEWEST, "-e", ".[test]")
     session.run("python", "-m", "pytest", *(session.posargs or LIBRARY))
+
+
+@nox.session(python=PYTHONS[0])
+def mutants(session: nox.Session) -> None:
+    """Changes the files given, one place at a time, and lists the changes that no test notices."""
+    session.install("--upgrade", *NEWEST, "-e", ".[test]")
+    session.run("python", "tests/mutants.py", *session.posargs)
