@@ -2,7 +2,8 @@
 
 `respelled(name, fn, params, *args)` is a function like `fn`. Most spellings interpret the jaxpr of
 `fn` again, loops and calls inside included, with another expression for some primitive; the rest
-wrap all of `fn`. `python tests/respell.py` counts what becomes of the tracer's answers.
+wrap all of `fn`. `python tests/respell.py` counts what becomes of the tracer's answers; with
+`--models`, of those on whole models too.
 """
 
 from typing import Any
@@ -419,6 +420,7 @@ def vmap_fails(program):
 
 
 if __name__ == "__main__":
+    import sys
     from collections import Counter
 
     import conftest  # noqa: F401  (the settings that tests run under)
@@ -426,21 +428,20 @@ if __name__ == "__main__":
     from trace_support import answers
 
     columns = ("same", "refused", "answered", "different", "error")
-    counts, bad = {name: Counter() for name in SPELLINGS}, []
-    for program, build, expected in everything():
+    counts = {name: Counter() for name in SPELLINGS}
+    for program, build, expected in everything(models="--models" in sys.argv):
         case = built(build)
         original = answers(*case)
         for name in SPELLINGS:
             try:
                 verdicts, found = judge(name, case, original, expected) or ({}, {})
             except Exception as error:
-                bad.append(f"{name}: {program}: {type(error).__name__}: {str(error)[:300]}")
+                print(f"{name}: {program}: {type(error).__name__}: {str(error)[:300]}")
                 verdicts, found = {"error": ["all"]}, {}
             for verdict, paths in verdicts.items():
                 counts[name][verdict] += len(paths)
-                if verdict == "different":
-                    bad += [f"{name}: {program}: {p}: {original[p]} -> {found[p]}" for p in paths]
-    print(*bad, sep="\n")
+                for p in paths if verdict == "different" else ():
+                    print(f"{name}: {program}: {p}: {original[p]} -> {found[p]}", flush=True)
     print(f"{'':40}", *(f"{c:>9}" for c in columns))
     counts["all"] = sum(counts.values(), Counter())
     for name, count in counts.items():

@@ -535,18 +535,19 @@ def second_opinion(program, theirs):
 
 
 if __name__ == "__main__":
+    import sys
     from collections import Counter
 
     import conftest  # noqa: F401  (the settings that tests run under)
     from trace_everything import built, everything
 
     count: Counter[str] = Counter()
-    for name, build, _ in everything():
+    for name, build, _ in everything(models="--models" in sys.argv):
         case = built(build)
         theirs = answers(*case)
         compared, said = second_opinion(case, theirs)
         count.update(compared.values())
         for path, how in compared.items():
             if how in ("disagrees", "unknown"):
-                print(f"{name}: {path}: {theirs[path]} {how}: {said[path]}")
+                print(f"{name}: {path}: {theirs[path]} {how}: {said[path]}", flush=True)
     print(*count.items(), sep="\n")

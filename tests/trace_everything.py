@@ -52,6 +52,14 @@ def everything(models: bool = True) -> list[tuple[str, Any, dict[str, set[Any]] 
     for name, (fn, params, args, allowed) in near_misses.CASES.items():
         build = lambda case=(fn, params, *args): case  # noqa: E731
         programs.append((name, build, {"params": right(allowed)}))
+    try:
+        import trace_spellings
+
+        for name, build, expected in trace_spellings.CASES:
+            allowed = {p: right(a) for p, a in expected.items()}
+            programs.append((name, build, allowed))
+    except ImportError:
+        pass
     x = after_loops.X
     for name, build in {
         "linen layers after an RNN": lambda: linen(after_loops.LinenAfterRNN(), x),
