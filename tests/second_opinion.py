@@ -483,9 +483,11 @@ def opinion(fn, params, *args):
         return [leaf for leaf in jax.tree.leaves(out) if is_float(leaf)]
 
     cotangents = jax.eval_shape(outputs, flat_params, flat_args)
-    closed = jax.make_jaxpr(lambda p, a, ct: jax.vjp(lambda p: outputs(p, a), p)[1](ct)[0])(
-        flat_params, flat_args, cotangents
-    )
+    vjp = jax.make_jaxpr(lambda p, a, ct: jax.vjp(lambda p: outputs(p, a), p)[1](ct)[0])
+    try:
+        closed = vjp(flat_params, flat_args, cotangents)
+    except Exception as error:  # while_loop, lax.composite, callbacks
+        raise DontKnow(f"no gradient: {error}") from error
     is_key = lambda x: (  # noqa: E731
         jnp.issubdtype(x.dtype, jax.dtypes.prng_key) or (x.dtype, x.shape) == (jnp.uint32, (2,))
     )
@@ -515,10 +517,8 @@ def second_opinion(program, theirs):
     try:
         with promoting():
             ours = opinion(*program)
-    except ValueError as error:
-        if "Reverse-mode differentiation" not in str(error):
-            raise
-        return dict.fromkeys(theirs, "unknown"), dict.fromkeys(theirs, "has no gradient")
+    except DontKnow as reason:
+        return dict.fromkeys(theirs, "unknown"), dict.fromkeys(theirs, str(reason)[:80])
     for path, says in ours.items():
         name = path_name(path)
         axes, said[name] = theirs[name], says
