@@ -24,7 +24,7 @@ from trace_support import REFUSED, answers, promoting
 from optax_gc._axes import path_name
 
 ROW, SUM = "row", "sum"
-BENT, NETWORK = "bent", "network"
+BENT, NETWORK, TABLE = "bent", "network", "table"
 STEPS = 200_000  # of one parameter's reading
 CALLS = {"jit", "pjit", "remat2", "remat", "checkpoint", "closed_call", "core_call", "composite"}
 CALLS |= {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
@@ -46,6 +46,7 @@ class Node:
         self.data = data or any(n.data for n in inputs)
         self.linear = linear or any(n.linear for n in inputs)  # in the cotangent
         self.zero = zero
+        self.param = op == "parameter" or any(n.param for n in inputs)
 
 
 def body(inner):
@@ -104,7 +105,7 @@ class Graph:
         while True:  # until what is carried stays what it is
             carry = []
             for var, node, (data, linear, zero) in zip(jaxpr.invars[n:], init, known, strict=False):
-                carry.append(Node("carry", [node], var.aval, {}, data, linear, zero))
+                carry.append(Node("carry", [node], var.aval, {"loop": loop}, data, linear, zero))
             slices = [
                 Node("step", [x], v.aval, {"loop": loop})
                 for x, v in zip(inputs[n + m :], jaxpr.invars[n + m :], strict=True)
@@ -211,10 +212,42 @@ def varies(node, axis):
 
 
 def one_hot(node):
-    """Whether a value marks which of several constants equals data."""
-    while node.op in ("convert_element_type", "broadcast_in_dim", "transpose", "squeeze"):
-        node = node.inputs[0]
-    return node.op == "eq" and not all(n.data for n in node.inputs)
+    """The axes along which a value marks which of several constants data equals."""
+    p, x = node.params, node.inputs[0] if node.inputs else None
+    if node.op == "convert_element_type":
+        return one_hot(x)
+    if node.op == "broadcast_in_dim":
+        return frozenset(p["broadcast_dimensions"][i] for i in one_hot(x))
+    if node.op == "transpose":
+        return frozenset(i for i, j in enumerate(p["permutation"]) if j in one_hot(x))
+    if node.op == "mul" and all(len(n.shape) == len(node.shape) for n in node.inputs):
+        one, other = map(one_hot, node.inputs)
+        return one | other if one and other else frozenset()
+    if node.op == "eq" and len([n for n in node.inputs if n.data]) == 1:
+        constants = next(n for n in node.inputs if not n.data)
+        return frozenset(i for i in range(len(constants.shape)) if varies(constants, i))
+    if node.op == "gather" and x is not None and not x.data:
+        raise DontKnow("data chooses constants, which may be one-hots")
+    if node.op in ("reshape", "dot_general", "squeeze"):
+        for one in node.inputs:
+            if one_hot(one):
+                raise DontKnow("one-hots joined")
+    return frozenset()
+
+
+def depends(node, loop):
+    """Whether a value differs from step to step of a loop."""
+    stack, seen = [node], set()
+    while stack:
+        node = stack.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if node.params.get("loop") is loop:
+            if node.op == "step" or (node.op == "carry" and node.inputs[-1] is not node):
+                return True
+        stack += node.inputs
+    return False
 
 
 class Reader:
@@ -248,6 +281,10 @@ class Reader:
     def say(self, long, state, fan_in, but=frozenset()):
         """Notes that a way ends here: these axes are fan-in, the others are not, `but` some."""
         unknown, selected, marks, _ = state
+        if not fan_in and NETWORK in marks:
+            raise DontKnow("contracted with parameters, then part of an activation")
+        if fan_in and marks & {NETWORK, TABLE}:
+            raise DontKnow("contracted with parameters or taken by constants, then with data")
         if fan_in and BENT in marks:
             raise DontKnow("a weight for each example, or part of an activation")
         if fan_in and selected and not long - selected - fan_in:
@@ -259,14 +296,14 @@ class Reader:
         op, p, inputs = node.op, node.params, node.inputs
         unknown, selected, marks, loops = state
         if op == "cotangent":
-            if NETWORK in marks:
-                raise DontKnow("contracted with parameters, then added to data")
             return self.say(long, state, frozenset())
         linear = [n for n in inputs if n.linear]
         x = linear[0] if linear else None
         if op in ("add_any", "add", "sub", "join", "carry"):
             return [(n, view, state) for n in linear]
         if op == "stack":
+            if not depends(x, p["loop"]):  # equal in every step, which says nothing
+                unknown = unknown | own(view[0])
             return [(x, view[1:], (unknown, selected, marks, (*loops, (p["loop"], view[0]))))]
         if op == "step":
             axes = [axis for loop, axis in loops if loop is p["loop"]]
@@ -345,6 +382,7 @@ class Reader:
         fan_in = frozenset().union(
             *(own(a) for a, t, o in zip(view, theirs, ours, strict=True) if t and not o)
         )
+        fan_in = fan_in | self.summed_by_loops(state, linear[0], other)
         if not fan_in:
             return False
         if any(ours[i] and not theirs[i] for i in rows):
@@ -362,10 +400,17 @@ class Reader:
         self.say(long, state, fan_in, but=long - fan_in - rest - copies if fan_in else ())
         return True
 
-    def contracted(self, other, theirs, ours, both, private_rows, state, long):
+    def summed_by_loops(self, state, ct, other):
+        """The parameter's axes that a loop slices with the data, and not with the cotangent."""
+        pairs = [(loop, own(axis)) for loop, axis in state[3] if own(axis)]
+        pairs = [pair for pair in pairs if depends(other, pair[0]) and not depends(ct, pair[0])]
+        return frozenset().union(*(axes for _, axes in pairs))
+
+    def contracted(self, ct, other, theirs, ours, both, private_rows, state, long):
         """Whether a contraction with data or parameters `other` ends this way.
 
         Args:
+          ct: the cotangent.
           other: what the cotangent is contracted with.
           theirs: the parameter's axes that only `other` has.
           ours: those that only the cotangent has.
@@ -375,14 +420,13 @@ class Reader:
           long: the parameter's axes of length 2 and more.
         """
         if not other.data:
-            if private_rows and NETWORK in state[2]:
-                raise DontKnow("contracted with parameters, then repeated along data")
             if private_rows:  # repeated along data, then contracted with parameters
                 self.say(long, state, frozenset())
             return private_rows
+        theirs = theirs | self.summed_by_loops(state, ct, other)
         if not theirs:
             return False
-        if private_rows or one_hot(other):
+        if private_rows:
             theirs, ours = frozenset(), long
         return self.ends(long, state, theirs - ours - both, ours | both, ours)
 
@@ -406,11 +450,17 @@ class Reader:
         )
         if not other.data and any(other.shape[i] > 1 and not varies(other, i) for i in oc):
             raise DontKnow("contracted with a parameter that is repeated")
+        of_theirs = [i for i in range(len(other.shape)) if i not in (*oc, *ob)]
+        if other.data and (chosen := one_hot(other)):  # a lookup of exactly what is marked
+            marked = [axis for axis, i in zip(theirs, of_theirs, strict=True) if i in chosen]
+            if gather(marked) == gather(theirs):
+                state = (state[0], state[1] | gather(theirs), *state[2:])
+                theirs = ()
         found = gather(theirs), gather(mine), gather(batch)
-        if self.contracted(other, *found, rows, state, long):
+        if self.contracted(ct, other, *found, rows, state, long):
             return None
         links = gather(theirs) if not other.data else ()
-        if links:
+        if links and other.param:
             state = (*state[:2], state[2] | {NETWORK}, state[3])
         axes: list[Any] = [None] * len(ct.shape)
         for i, axis in [*zip(cb, batch, strict=True), *zip(free, mine, strict=True)]:
@@ -426,8 +476,8 @@ class Reader:
         window = frozenset().union(*(own(view[i]) for i in y[2:]))
         if rhs.linear:  # a kernel's gradient: along the window of the result, x is shifted
             theirs, ours = own(view[y[0]]), own(view[y[1]])
-            if not lhs.data or not (theirs | window):
-                raise DontKnow("a convolution of parameters")
+            if not lhs.data or not (theirs | window) or (one_hot(lhs) and not window):
+                raise DontKnow("a convolution of parameters, or of one-hots one at a time")
             fan_in = frozenset(theirs | window) - ours
             self.ends(long, state, fan_in, frozenset(ours), ours | window)
             return None
@@ -437,7 +487,7 @@ class Reader:
         channels = regrouped((view[y[1]],), (groups, node.shape[y[1]] // groups))
         private = any(ROW in labels_of(view[i]) for i in (y[0], *y[2:]))
         theirs, ours = frozenset(own(channels[1])), frozenset(own(view[y[0]]) | window)
-        if self.contracted(rhs, theirs, ours, own(channels[0]), private, state, long):
+        if self.contracted(lhs, rhs, theirs, ours, own(channels[0]), private, state, long):
             return None
         axes: list[Any] = [None] * len(view)
         axes[x[0]] = view[y[0]]
@@ -466,6 +516,8 @@ class Reader:
                 axes.append(fresh(n, *(() if indices.data else gone), SUM))
         if indices.data:
             selected = selected | gone
+        elif any(updates.shape[i] > 1 for i in range(len(axes)) if i not in d.update_window_dims):
+            marks = marks | {TABLE}
         elif all(updates.shape[i] == 1 or i in d.update_window_dims for i in range(len(axes))):
             unknown = unknown | gone
         ways = [(updates, tuple(axes), (unknown, selected, marks, loops))]
