@@ -4,6 +4,7 @@ nox -l                       # what there is
 nox -s "tests(floor)"        # all of it on the oldest versions, but what is named below
 nox -s newest                # all of it on the newest versions and Python, but the notebooks
 nox -s pythons-3.12          # the library on another Python
+nox -s mutants -- optax_gc/_axes.py --every 3    # changes of a file that no test notices
 """
 
 import nox
@@ -58,3 +59,10 @@ def newest(session: nox.Session) -> None:
 def pythons(session: nox.Session) -> None:
     """The library on the newest versions that each Python has."""
     _run(session, NEWEST, *LIBRARY)
+
+
+@nox.session(python=PYTHONS[0])
+def mutants(session: nox.Session) -> None:
+    """Changes the files given, one place at a time, and lists the changes that no test notices."""
+    session.install("--upgrade", *NEWEST, "-e", ".[test]")
+    session.run("python", "tests/mutants.py", *session.posargs)

@@ -5,7 +5,10 @@ as in an einsum. It is brought into shape by a random route of axis-preserving o
 contracted with data by an einsum or a convolution, perhaps in a scan, a vmap or a remat. Half of
 the programs have all sizes equal, which hides every mistake of a shape-matching rule.
 
-OPTAX_GC_PROGRAMS=5000 runs more of them, and different ones each time.
+Every program is also spelled in other ways, which must not change an answer, and read a second
+time from its gradient. OPTAX_GC_PROGRAMS=10000 runs that many, and different ones each time:
+
+OPTAX_GC_PROGRAMS=10000 pytest tests/test_trace_programs.py -k random
 """
 
 import math
@@ -16,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
+from respell import SPELLINGS, judge
+from second_opinion import second_opinion
 from trace_support import REFUSED, answers, f32, fan_in_by_oracle
 
 PROGRAMS = int(os.environ.get("OPTAX_GC_PROGRAMS", "0"))
@@ -349,3 +354,34 @@ def scanned(apply, at, remat):
 def test_random_networks_get_the_axes_of_their_layers(network):
     fn, params, x, axes = network
     assert answers(fn, params, x) == axes
+
+
+def with_answers(program):
+    """A program of any kind as (program, its answers by path)."""
+    fn, params, x, expected, *_ = program
+    return (fn, params, x), expected if isinstance(expected, dict) else {"w": expected}
+
+
+random_programs = st.one_of(einsum_programs(), convolution_programs(), networks()).map(with_answers)
+
+
+@given(random_programs, st.sampled_from(SPELLINGS))
+@programs(60)
+def test_random_programs_respelled_get_the_same_axes_or_are_refused(program, spelling):
+    program, expected = program
+    judged = judge(spelling, program, expected, None)
+    event(f"{spelling}: {'the same program' if judged is None else 'another'}")
+    if judged is not None:
+        verdicts, found = judged
+        for verdict, paths in verdicts.items():
+            event(verdict, len(paths))
+        assert not verdicts["different"], (spelling, expected, found)
+
+
+@given(random_programs)
+@programs(40)
+def test_random_programs_have_no_second_opinion_against_them(program):
+    program, expected = program
+    compared, said = second_opinion(program, expected)
+    event(f"{sorted(set(compared.values()))}")
+    assert "disagrees" not in compared.values(), (expected, said)

@@ -1,0 +1,124 @@
+"""Every program of the tracer's tests with the answers that are right, for referees that judge all.
+
+A program is (name, how to build it, {path: right answers}), or None where no test says what is
+right. `build()` gives (fn, abstract parameters, *abstract inputs).
+"""
+
+from typing import Any
+
+import jax
+import keras
+import test_trace_after_loops as after_loops
+import test_trace_near_misses as near_misses
+from flax import nnx
+from test_trace_hazards import HAZARDS
+from test_trace_models import MODELS
+from trace_cases import CASES
+from trace_support import REFUSED, answers, haiku, keras_, linen, nnx_, promoting
+
+from optax_gc._axes import path_name
+
+
+def right(answer: Any) -> set[Any]:
+    """The answers that an expectation allows: one, or any of several."""
+    return set(answer) if isinstance(answer, set | list) else {answer}
+
+
+def keras_after_rnn():
+    model = keras.Sequential(
+        [
+            keras.layers.LSTM(10, return_sequences=True),
+            keras.layers.Flatten(),
+            keras.layers.Dense(5),
+        ]
+    )
+    model.build((None, 7, 8))
+    return keras_(model, after_loops.X)
+
+
+def model_expectation(build, rule):
+    _, params, *_ = build()
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {path_name(path): {rule(path_name(path), leaf.shape)} for path, leaf in leaves}
+
+
+def everything(models: bool = True) -> list[tuple[str, Any, dict[str, set[Any]] | None]]:
+    """All programs, or all but whole models."""
+    programs = [(n, b, {p: right(a) for p, a in e.items()}) for n, b, e in CASES]
+    for hazard in HAZARDS:
+        fn, params, args, allowed = hazard.values
+        build = lambda case=(fn, params, *args): case  # noqa: E731
+        programs.append((hazard.id, build, {p: right(a) for p, a in allowed.items()}))
+    for name, (fn, params, args, allowed) in near_misses.CASES.items():
+        build = lambda case=(fn, params, *args): case  # noqa: E731
+        programs.append((name, build, {"params": right(allowed)}))
+    try:
+        import trace_spellings
+
+        for name, build, expected in trace_spellings.CASES:
+            allowed = {p: right(a) for p, a in expected.items()}
+            programs.append((name, build, allowed))
+    except ImportError:
+        pass
+    x = after_loops.X
+    for name, build in {
+        "linen layers after an RNN": lambda: linen(after_loops.LinenAfterRNN(), x),
+        "nnx layers after an RNN": lambda: nnx_(lambda: after_loops.NnxAfterRNN(nnx.Rngs(0)), x),
+        "haiku layers after an RNN": lambda: haiku(after_loops.haiku_after_rnn, x),
+        "keras layers after an RNN": keras_after_rnn,
+    }.items():
+        programs.append((name, build, None))
+    for name, (build, rule) in MODELS.items() if models else ():
+        programs.append((name, build, model_expectation(build, rule)))
+    return programs
+
+
+def built(build: Any) -> Any:
+    with promoting():
+        return build()
+
+
+def long(answer: Any, shape: tuple[int, ...]) -> Any:
+    """An answer without the axes of length 1, along which there is nothing to average."""
+    return answer if answer == REFUSED else tuple(axis for axis in answer if shape[axis] > 1)
+
+
+def judged(
+    found: dict[str, Any], original: dict[str, Any], expected: Any, params: Any
+) -> dict[str, list[str]]:
+    """{"same", "refused", "answered" (and right), "different": the paths}.
+
+    What was answered stays as it is or is refused. What was refused may be answered, if rightly.
+    """
+    verdicts: dict[str, list[str]] = {k: [] for k in ("same", "refused", "answered", "different")}
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    shapes = {path_name(path): leaf.shape for path, leaf in leaves}
+    for path, before in original.items():
+        before, after = long(before, shapes[path]), long(found[path], shapes[path])
+        allowed = {long(a, shapes[path]) for a in expected[path]} if expected else set()
+        if after == before:
+            verdict = "same"
+        elif after == REFUSED:
+            verdict = "refused"
+        elif before == REFUSED and after in allowed:
+            verdict = "answered"
+        else:
+            verdict = "different"
+        verdicts[verdict].append(path)
+    return verdicts
+
+
+if __name__ == "__main__":
+    import time
+
+    total = 0.0
+    for name, build, expected in everything():
+        case = built(build)
+        start = time.time()
+        found = answers(*case)
+        seconds = time.time() - start
+        total += seconds
+        wrong = {p: a for p, a in found.items() if expected and a not in expected[p]}
+        if seconds > 1 or wrong:
+            print(f"{seconds:6.2f} s  {name}: {wrong or 'right'}")
+    print(f"{total:.1f} s")
