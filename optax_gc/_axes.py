@@ -198,18 +198,48 @@ def reasons(leaves: Sequence[Leaf]) -> str:
 
 
 class Table(str):
-    """Text that shows itself as it is, at a prompt and in a notebook too."""
+    """Text that shows itself as it is at a prompt, and as a table in a notebook."""
 
-    __slots__ = ()
+    html: str = ""
+
     __repr__ = str.__str__
 
+    def _repr_html_(self) -> str:
+        return self.html
 
-def table(rows: Iterable[Sequence[str]], *lines_below: str) -> Table:
-    """Aligns rows of text into columns, two spaces apart."""
+
+# Of the text, so that both a light and a dark notebook can be read.
+_COLOURS = {"weight": "#2e8b57", "alone": "#888888", "refused": "#d62728"}
+
+
+def table(
+    rows: Iterable[Sequence[str]], *lines_below: str, roles: Sequence[str] | None = None
+) -> Table:
+    """Aligns rows of text into columns, two spaces apart.
+
+    Args:
+      rows: a head, and a row for each parameter.
+      lines_below: text below it.
+      roles: of each parameter, "weight", "alone" or "refused", which colours its row in a notebook.
+    """
     rows = [tuple(row) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligned = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    return Table("\n".join([*aligned, *lines_below]))
+    text = Table("\n".join([*aligned, *lines_below]))
+    styles = ["", *(f' style="color:{_COLOURS[role]}"' for role in roles or [])]
+    cells = [
+        "".join(
+            f'<{cell} style="text-align:left">{html.escape(text)}</{cell}>'
+            for text in row
+        )
+        for row, cell in zip(rows, ["th", *["td"] * (len(rows) - 1)], strict=True)
+    ]
+    body = "".join(
+        f"<tr{style}>{row}</tr>" for style, row in zip_longest(styles, cells, fillvalue="")
+    )
+    below = "".join(f"<p>{html.escape(line)}</p>" for line in lines_below)
+    text.html = f"<table>{body}</table>{below}"
+    return text
 
 
 def summary(params: Any, axes: AxesLike = axes_from_rank) -> str:

@@ -1,19 +1,20 @@
 """Fan-in axes read from the model's own computation.
 
-`walk` follows each parameter through the jaxpr with the `rules` for its primitives, which track
+`call` makes a function of arrays of what a user calls; `walk` follows each parameter through the jaxpr with the `rules` for its primitives, which track
 where axes come from (`provenance`, `mixing`, `summing`) and record uses, most of them in
 contractions (`contraction` of two `sides`, an `operand` at a time); `verdict` reads the axes from
 them, and `report` says so to people.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from .._axes import AxesTree, path_name
+from .._axes import AxesTree
+from .call import Call, make_jaxpr, prepare
 from .report import as_axes, explanation, unresolved
 from .verdict import Verdict, verdicts
 from .walk import walk
@@ -77,13 +78,12 @@ def axes_from_trace(
             "Use 'skip' to leave what cannot be told alone."
         )
     trace = _trace(fn, params, args, kwargs)
-    message = unresolved(params, trace.paths, trace.shapes, trace.found, trace.ones)
+    message = unresolved(trace.call, trace.found)
     if message and on_unresolved == "raise":
         raise ValueError(message)
     if message:
         warnings.warn(message, UserWarning, stacklevel=2)
-    treedef = jax.tree_util.tree_structure(params)
-    return jax.tree_util.tree_unflatten(treedef, [as_axes(v.axes) for v in trace.found])
+    return trace.call.tree([as_axes(v.axes) for v in trace.found])
 
 
 def explain(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> str:
@@ -113,85 +113,33 @@ def explain(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> s
       kernel     (8, 5)  (0,)  dense             dot_general
     """
     trace = _trace(fn, params, args, kwargs)
-    return explanation(trace.paths, trace.shapes, trace.found)
+    return explanation(trace.call, trace.found)
 
 
 class _Trace(NamedTuple):
     """What a trace found."""
 
-    paths: list[Any]
-    shapes: list[tuple[int, ...]]
+    call: Call
     found: list[Verdict]
-    ones: list[str]  # arguments with an axis of length 1
 
 
 def _trace(fn: Callable[..., Any], params: Any, args: Any, kwargs: Any) -> _Trace:
-    if not callable(fn):
-        raise TypeError(
-            f"fn is {fn!r}, which cannot be called. Pass the forward pass, such as "
-            "lambda params, x: model.apply({'params': params}, x)."
-        )
-    with_paths, treedef = jax.tree_util.tree_flatten_with_path(params)
-    paths, leaves = [path for path, _ in with_paths], [_array(p, leaf) for p, leaf in with_paths]
-    named, args_treedef = jax.tree_util.tree_flatten_with_path((args, kwargs))
-    others = [leaf for _, leaf in named]
-    traced = [i for i, leaf in enumerate(others) if _is_array(leaf)]
-
-    def flat(leaves: Sequence[Any], inputs: Sequence[Any]) -> Any:
-        filled = list(others)
-        for i, leaf in zip(traced, inputs, strict=True):
-            filled[i] = leaf
-        args, kwargs = jax.tree_util.tree_unflatten(args_treedef, filled)
-        return fn(jax.tree_util.tree_unflatten(treedef, leaves), *args, **kwargs)
-
-    inputs = [others[i] for i in traced]
-    try:
-        closed, out = jax.make_jaxpr(flat, return_shape=True)(leaves, inputs)
-    except Exception as error:
+    call = prepare(fn, params, args, kwargs)
+    closed, out = make_jaxpr(call)
+    _check_output(out, call)
+    shapes = [tuple(v.aval.shape) for v in closed.jaxpr.invars[: len(call.params)]]
+    uses = walk(closed, len(call.params), call.is_data)
+    found = verdicts(uses, shapes)
+    weights = [len(shape) > 1 for shape in shapes]
+    if any(weights) and all(v.how == "no gradient reaches it" for v in found):
         raise ValueError(
-            f"fn(params, *args, **kwargs) failed while it was traced: {type(error).__name__}: "
-            f"{error}\nPass fn the arguments that it is called with in training."
-        ) from error
-    _check_output(out, params)
-    shapes = [tuple(v.aval.shape) for v in closed.jaxpr.invars[: len(leaves)]]
-    uses = walk(closed, len(leaves), [not _is_key(leaf) for leaf in inputs])
-    ones = [
-        f"{_argument_name(path)} of shape {leaf.shape}"
-        for path, leaf in named
-        if _is_array(leaf) and 1 in leaf.shape
-    ]
-    return _Trace(paths, shapes, verdicts(uses, shapes), ones)
-
-
-def _is_array(leaf: Any) -> bool:
-    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
-
-
-def _is_key(leaf: Any) -> bool:
-    """Whether an input is a random key, new style or old."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return True
-    return leaf.dtype == jnp.uint32 and leaf.shape in ((2,), (4,))
-
-
-def _array(path: Any, leaf: Any) -> Any:
-    if not _is_array(leaf) and not isinstance(leaf, bool | int | float | complex):
-        raise TypeError(
-            f"{path_name(path)!r} in params is {leaf!r}, which is no array. Split the arrays off "
-            "first: params, static = eqx.partition(model, eqx.is_inexact_array) for Equinox, "
-            "graphdef, params = nnx.split(model) for nnx."
+            "fn does not use its params: no gradient reaches any. It may use a model that it is "
+            "closed over instead. Use the first argument, as lambda model, x: model(x) does."
         )
-    # Keras variables know how to become arrays, but not while they are traced.
-    return getattr(leaf, "value", leaf) if isinstance(getattr(leaf, "path", None), str) else leaf
+    return _Trace(call, found)
 
 
-def _argument_name(path: Any) -> str:
-    of, *rest = path
-    steps = "".join(jax.tree_util.keystr((key,)) for key in rest)
-    return ("args" if of.idx == 0 else "kwargs") + steps
-
-
-def _check_output(out: Any, params: Any) -> None:
+def _check_output(out: Any, call: Call) -> None:
     leaves = jax.tree_util.tree_leaves(out)
     if not any(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves):
         types = ", ".join(sorted({str(leaf.dtype) for leaf in leaves})) or "nothing"
@@ -199,9 +147,9 @@ def _check_output(out: Any, params: Any) -> None:
             f"fn returns {types}, which has no gradient, so that no parameter has a use. "
             "Return the model's predictions or its loss."
         )
-    treedef = jax.tree_util.tree_structure(params)
-    shapes = [jnp.shape(leaf) for leaf in jax.tree_util.tree_leaves(params)]
-    if jax.tree_util.treedef_is_leaf(treedef):
+    treedef = jax.tree_util.tree_structure(call.given)
+    shapes = [jnp.shape(leaf) for leaf in jax.tree_util.tree_leaves(call.given)]
+    if call.name == "model" or jax.tree_util.treedef_is_leaf(treedef):
         return
     candidates = [out, *(out if isinstance(out, tuple | list) else ())]
     for tree in candidates:
