@@ -1,6 +1,6 @@
 """What people read: the table of `explain`, and errors that end with a line to paste."""
 
-from collections.abc import MutableMapping, MutableSequence, Sequence
+from collections.abc import Iterable, MutableMapping, MutableSequence, Sequence
 from typing import Any
 
 import jax
@@ -10,18 +10,19 @@ from .provenance import AxisSet
 from .verdict import Verdict
 
 
-def as_axes(axes: AxisSet) -> Axes:
+def as_axes(axes: Iterable[int]) -> Axes:
     """A set of axes as an axes tree has it."""
     return tuple(sorted(axes))
 
 
 def explanation(paths: Sequence[Any], shapes: Sequence[Any], found: Sequence[Verdict]) -> str:
     """One aligned line a parameter."""
-    rows = [("parameter", "shape", "axes", "use", "where")]
+    rows = [("parameter", "shape", "fan-in", "fan-out", "batch", "use", "where")]
     for path, shape, verdict in zip(paths, shapes, found, strict=True):
-        axes = "?" if verdict.refused else str(as_axes(verdict.axes))
+        parts = (verdict.axes, verdict.outputs, verdict.batch) if verdict.axes else ((), (), ())
+        roles = ["?" if verdict.refused else str(as_axes(part)) for part in parts]
         where = ", ".join(verdict.where[:2]) + (", ..." if len(verdict.where) > 2 else "")
-        rows.append((path_name(path), str(shape), axes, _use(verdict), where))
+        rows.append((path_name(path), str(shape), *roles, _use(verdict), where))
     return table(rows)
 
 
