@@ -35,8 +35,9 @@ def match(
 ) -> list[Match]:
     """Pairs each leaf of `tree`, in order, with the label that `prefix` has for it.
 
-    What holds no leaves (None, MaskedNode, an empty module) matches anything. State in an NNX
-    module that is not trained (statistics, random keys) needs no label.
+    What holds no leaves (None, MaskedNode, an empty module) matches anything. In an NNX module,
+    what is not trained (statistics, random keys) needs no label, and a layer that stands in several
+    places has that of the first.
 
     Args:
       prefix: tree of labels, like `tree` or a prefix of it. Its containers may be of other types.
@@ -50,7 +51,7 @@ def match(
       ValueError: if a leaf has no label, or something in `prefix` is no label or has no leaf.
     """
     matches: list[Match] = []
-    state = untrained(tree)
+    places = nnx_places(tree) or {}
     flat = jax.tree_util.tree_leaves_with_path(tree)
     name_of = dict(zip((path for path, _ in flat), names(flat), strict=True))
 
@@ -78,7 +79,8 @@ def match(
         missing = [
             described(name_of[path + rest], leaf)
             for rest, leaf in below
-            if entry_key(rest[0]) not in labels and path + rest not in state
+            if entry_key(rest[0]) not in labels
+            and places.get(path + rest, path + rest) == path + rest
         ]
         unknown = [
             repr(path_name((*path, entry)))
@@ -97,7 +99,11 @@ def match(
             walk(labels[key][1] if key in labels else default, child, (*path, entry))
 
     walk(prefix, tree, ())
-    return matches
+    label_of = dict(zip(name_of, (m.label for m in matches), strict=False))
+    return [
+        m._replace(label=label_of[first]) if (first := places.get(path)) else m
+        for m, path in zip(matches, name_of, strict=True)
+    ]
 
 
 def check_names(
@@ -143,17 +149,28 @@ def path_name(path: KeyPath, leaf: Any = None) -> str:
 def is_a(x: Any, package: str, name: str) -> bool:
     """Whether `x` is an instance of a framework's class, without an import of the framework."""
     return any(
-        c.__name__ == name and f"{c.__module__}.".startswith(f"{package}.")
-        for c in type(x).__mro__
+        c.__name__ == name and f"{c.__module__}.".startswith(f"{package}.") for c in type(x).__mro__
     )
 
 
-def untrained(tree: Any) -> frozenset[KeyPath]:
-    """The paths in an NNX module of arrays that are in no ``nnx.Param``."""
+def nnx_places(tree: Any) -> dict[KeyPath, KeyPath | None] | None:
+    """Where the parameter of each array of an NNX module stands first; None for anything else.
+
+    The answer holds None for arrays that are in no ``nnx.Param``, such as statistics and keys.
+    One variable may stand in several places, as shared layers do; ``nnx.state`` has the first.
+    """
     if not is_a(tree, "flax.nnx", "Module"):
-        return frozenset()
-    flat = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: is_a(x, "flax.nnx", "Param"))
-    return frozenset(path for path, x in flat if not is_a(x, "flax.nnx", "Param"))
+        return None
+    first: dict[int, KeyPath] = {}
+    places: dict[KeyPath, KeyPath | None] = {}
+    for path, node in jax.tree_util.tree_leaves_with_path(
+        tree, is_leaf=lambda x: is_a(x, "flax.nnx", "Variable")
+    ):
+        trained = is_a(node, "flax.nnx", "Param")
+        start = first.setdefault(id(node), path)
+        for below, _ in jax.tree_util.tree_leaves_with_path(node):
+            places[(*path, *below)] = (*start, *below) if trained else None
+    return places
 
 
 def entry_key(entry: Any) -> Any:
@@ -165,7 +182,9 @@ def _children(node: Any) -> dict[Any, tuple[Any, Any]] | None:
     """One level of a tree as {key: (path entry, child)}; None for a leaf."""
     level = jax.tree_util.tree_leaves_with_path(node, is_leaf=lambda x: x is not node)
     return (
-        None if level and level[0][0] == () else {entry_key(p[0]): (p[0], child) for p, child in level}
+        None
+        if level and level[0][0] == ()
+        else {entry_key(p[0]): (p[0], child) for p, child in level}
     )
 
 

@@ -239,14 +239,14 @@ def test_explain_has_a_line_for_each_use():
         "unused": f32(2),
     }
     lines = explain(fn, params, i32(3, 7), f32(2, 3, 9, 8)).splitlines()
-    assert lines[0].split() == ["parameter", "shape", "axes", "use", "where"]
+    assert lines[0].split() == ["parameter", "shape", "fan-in", "fan-out", "batch", "use", "where"]
     uses = {line.split()[0]: " ".join(line.split()[1:]) for line in lines[1:]}
-    assert uses["dense"].startswith("(8, 8) (0,) dense")
-    assert uses["kernel"].startswith("(6, 3, 2, 2) (1, 2, 3) conv")
-    assert uses["table"].startswith("(11, 8) () tied: a lookup, and a dense layer over (1,)")
-    assert uses["bias"].startswith("(8,) () elementwise only")
-    assert uses["unused"].startswith("(2,) () no gradient reaches it")
-    assert uses["a"].startswith("(4, 3) ? refused: ")
+    assert uses["dense"].startswith("(8, 8) (0,) (1,) () dense")
+    assert uses["kernel"].startswith("(6, 3, 2, 2) (1, 2, 3) (0,) () conv")
+    assert uses["table"].startswith("(11, 8) () () () tied: a lookup, and a dense layer over (1,)")
+    assert uses["bias"].startswith("(8,) () () () elementwise only")
+    assert uses["unused"].startswith("(2,) () () () no gradient reaches it")
+    assert uses["a"].startswith("(4, 3) ? ? ? refused: ")
     assert "dot_general" in uses["dense"] and "conv_general_dilated" in uses["kernel"]
 
 

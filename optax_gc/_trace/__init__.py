@@ -1,9 +1,10 @@
-"""Fan-in axes read from the model's own computation.
+"""Fan-in axes, and the other roles of axes, read from the model's own computation.
 
-`call` makes a function of arrays of what a user calls; `walk` follows each parameter through the jaxpr with the `rules` for its primitives, which track
-where axes come from (`provenance`, `mixing`, `summing`) and record uses, most of them in
-contractions (`contraction` of two `sides`, an `operand` at a time); `verdict` reads the axes from
-them, and `report` says so to people.
+`call` makes a function of arrays of what a user calls. `walk` follows each parameter through its
+jaxpr with the `rules` for its primitives, which track where axes come from (`provenance`, `mixing`,
+`summing`) and record uses, most of them in contractions (`contraction` of two `sides`, an `operand`
+at a time); `verdict` reads the axes from them, `roles` makes axes trees of those, and `report` says
+so to people.
 """
 
 import warnings
@@ -14,10 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from .._axes import AxesTree
-from .call import Call, make_jaxpr, prepare
-from .report import as_axes, explanation, unresolved
+from .call import OUT_OF_REACH, Call, make_jaxpr, prepare
+from .report import explanation, unresolved
+from .roles import Roles as Roles
+from .roles import roles
 from .verdict import Verdict, verdicts
-from .walk import walk
 
 
 def axes_from_trace(
@@ -72,6 +74,71 @@ def axes_from_trace(
       Yong et al., Gradient Centralization, https://arxiv.org/abs/2004.01461, section 3.1, for what
       is averaged over: the incoming weights of each output unit.
     """
+    return _roles(fn, params, args, kwargs, on_unresolved).fan_in
+
+
+def roles_from_trace(
+    fn: Callable[..., Any],
+    params: Any,
+    *args: Any,
+    on_unresolved: Literal["raise", "skip"] = "raise",
+    **kwargs: Any,
+) -> Roles:
+    """Answers, for each parameter, which axes are fan-in, which fan-out, and which count copies.
+
+    `axes_from_trace` is its ``fan_in``. The three are disjoint, and together they are all axes of
+    a weight that are longer than 1. ``fan_out`` index the outputs that share one input: the units
+    of a dense layer, heads and their features. ``batch`` count copies that have inputs of their
+    own: layers of a scan, experts, members of an ensemble, channels of a depthwise convolution. An
+    axis that is both, as the last of a grouped convolution's kernel, is in ``batch``: not all of
+    it shares an input.
+
+    The roles are those of the computation. Where every expert sees every token, the kernel that
+    they meet first is one matrix to all experts' units, and the expert axis, 0 here, indexes
+    outputs. To treat experts as copies none the less:
+    ``roles.fan_out["up"], roles.batch["up"] = (2,), (0,)``.
+
+    Args:
+      fn: the forward pass, as for `axes_from_trace`.
+      params: pytree of arrays or ``jax.ShapeDtypeStruct``.
+      *args: inputs of ``fn``.
+      on_unresolved: "raise" an error that lists what cannot be told, or "skip" it: warn and leave
+        those parameters alone.
+      **kwargs: keyword inputs of ``fn``.
+
+    Returns:
+      A NamedTuple of axes trees like ``params``: ``fan_in``, ``fan_out``, ``batch``, and as a
+      property ``matrix``, fan-in and fan-out together. Whatever takes axes takes each of them.
+
+    Raises:
+      ValueError: as `axes_from_trace`: a parameter whose fan-in cannot be told has no other roles.
+      TypeError: if ``fn`` cannot be called, or ``params`` holds something that is no array.
+
+    Warns:
+      UserWarning: with on_unresolved="skip", naming what is left alone because it cannot be told.
+
+    Example:
+      Two layers of a scan, and a head:
+
+      >>> import jax, jax.numpy as jnp
+      >>> def forward(params, x):
+      ...     h = jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, params["layers"])[0]
+      ...     return h @ params["head"]
+      >>> params = {"head": jnp.ones((5, 3)), "layers": jnp.ones((2, 5, 5))}
+      >>> roles = roles_from_trace(forward, params, jnp.ones((4, 5)))
+      >>> roles.fan_out
+      {'head': (1,), 'layers': (2,)}
+      >>> roles.batch
+      {'head': (), 'layers': (0,)}
+      >>> roles.matrix
+      {'head': (0, 1), 'layers': (1, 2)}
+    """
+    return _roles(fn, params, args, kwargs, on_unresolved)
+
+
+def _roles(
+    fn: Callable[..., Any], params: Any, args: Any, kwargs: Any, on_unresolved: str
+) -> Roles:
     if on_unresolved not in ("raise", "skip"):
         raise ValueError(
             f"on_unresolved={on_unresolved!r} is neither 'raise' nor 'skip'. "
@@ -82,12 +149,12 @@ def axes_from_trace(
     if message and on_unresolved == "raise":
         raise ValueError(message)
     if message:
-        warnings.warn(message, UserWarning, stacklevel=2)
-    return trace.call.tree([as_axes(v.axes) for v in trace.found])
+        warnings.warn(message, UserWarning, stacklevel=3)
+    return roles(trace.call.tree, trace.found)
 
 
 def explain(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> str:
-    """Lists, a line each, how ``fn`` uses every parameter, and the axes that follow from it.
+    """Lists, a line each, how ``fn`` uses every parameter, and the roles that its axes have.
 
     Args:
       fn: the forward pass, as for `axes_from_trace`.
@@ -96,8 +163,9 @@ def explain(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> s
       **kwargs: keyword inputs of ``fn``.
 
     Returns:
-      A text of aligned columns: path, shape, axes ("?" where they cannot be told), the use (dense,
-      conv, tied, lookup, elementwise only, refused and why), and the operations and modules.
+      A text of aligned columns: path, shape, axes of fan-in, fan-out and batch as in
+      `roles_from_trace` ("?" where they cannot be told), the use (dense, conv, tied, lookup,
+      elementwise only, refused and why), and the operations and modules.
 
     Raises:
       ValueError: if ``fn`` fails on these arguments, or returns gradients or nothing of floating
@@ -108,9 +176,9 @@ def explain(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> s
       >>> import jax.numpy as jnp
       >>> params = {"kernel": jnp.ones((8, 5)), "bias": jnp.ones(5)}
       >>> print(explain(lambda p, x: x @ p["kernel"] + p["bias"], params, jnp.ones((3, 8))))
-      parameter  shape   axes  use               where
-      bias       (5,)    ()    elementwise only  add
-      kernel     (8, 5)  (0,)  dense             dot_general
+      parameter  shape   fan-in  fan-out  batch  use               where
+      bias       (5,)    ()      ()       ()     elementwise only  add
+      kernel     (8, 5)  (0,)    (1,)     ()     dense             dot_general
     """
     trace = _trace(fn, params, args, kwargs)
     return explanation(trace.call, trace.found)
@@ -128,13 +196,21 @@ def _trace(fn: Callable[..., Any], params: Any, args: Any, kwargs: Any) -> _Trac
     closed, out = make_jaxpr(call)
     _check_output(out, call)
     shapes = [tuple(v.aval.shape) for v in closed.jaxpr.invars[: len(call.params)]]
+    # Its rules are most of the package, and of no use to who imports it for `centralize`.
+    from .walk import walk
+
     uses = walk(closed, len(call.params), call.is_data)
     found = verdicts(uses, shapes)
-    weights = [len(shape) > 1 for shape in shapes]
-    if any(weights) and all(v.how == "no gradient reaches it" for v in found):
+    matrices = any(len(shape) > 1 for shape in shapes)
+    if matrices and all(v.how == "no gradient reaches it" for v in found):
         raise ValueError(
-            "fn does not use its params: no gradient reaches any. It may use a model that it is "
-            "closed over instead. Use the first argument, as lambda model, x: model(x) does."
+            "what is called does not use its params: no gradient reaches any. "
+            + (
+                OUT_OF_REACH
+                if call.name == "model"
+                else "It may use a model that it is closed over instead. Use the first argument, "
+                "as lambda model, x: model(x) does."
+            )
         )
     return _Trace(call, found)
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .._match import KeyPath, entry_key, is_a, names, untrained
+from .._match import KeyPath, entry_key, is_a, names, nnx_places
 
 _KERAS = (
     "fn = lambda params, x: model.stateless_call(params, model.non_trainable_variables, x)[0]; "
@@ -54,10 +54,24 @@ _MENDS = (
         "apply, jax.random.PRNGKey(0) after the params to Haiku's (or hk.without_apply_rng).",
     ),
     (
-        "ScopeParamNotFoundError|ApplyScopeInvalidVariables|InvalidScopeError",
+        "ScopeParamNotFoundError|ScopeCollectionNotFound|ApplyScopeInvalidVariables|InvalidScopeError",
         "Linen's apply takes all variables, {'params': params}, not the inner ones: " + _LINEN,
     ),
 )
+
+
+# Packages whose functions hold what they wrap in their closures.
+_WRAPPERS = ("jax", "flax", "equinox")
+
+
+OUT_OF_REACH = (
+    "Write axes_from_trace(lambda model, x: jax.vmap(model)(x), model, x), with what wraps the "
+    "model in place of jax.vmap."
+)
+
+
+class OutOfReachError(ValueError):
+    """A model is held where it cannot be replaced."""
 
 
 class Call(NamedTuple):
@@ -156,6 +170,8 @@ def make_jaxpr(call: Call) -> tuple[Any, Any]:
     """The jaxpr of a call, and the shapes of what it returns."""
     try:
         return jax.make_jaxpr(call.run, return_shape=True)(call.params, call.inputs)
+    except OutOfReachError:
+        raise
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
         mend = next(
@@ -235,9 +251,7 @@ def _check_fn(fn: Any, params: Any) -> None:
             "variables {'params': params} that Linen's model.apply takes. Write " + _LINEN
         )
     if is_a(owner, "flax.nnx", "Module"):
-        raise ValueError(
-            f"fn is {brief(owner)}, an NNX module that is no pytree. Write {_SPLIT}"
-        )
+        raise ValueError(f"fn is {brief(owner)}, an NNX module that is no pytree. Write {_SPLIT}")
     if is_a(owner, "keras", "Layer"):
         raise ValueError(f"fn is a Keras model, whose variables are out of reach. Write {_KERAS}")
     inner = getattr(fn, "__wrapped__", None)
@@ -260,9 +274,15 @@ def _held(fn: Any) -> Any:
         return next(
             (m for x in (fn.func, *fn.args) if callable(x) and (m := _held(x)) is not None), None
         )
-    if (inner := getattr(fn, "__wrapped__", None)) is not None and inner is not fn:
-        return _held(inner)
-    owner = getattr(fn, "__self__", fn)
+    owner = fn.__self__ if isinstance(fn, types.MethodType) else fn
+    if (inner := getattr(owner, "__wrapped__", None)) is not None and (held := _held(inner)):
+        return held
+    if isinstance(owner, types.FunctionType):
+        # What wraps need not tell what it wraps: jax.vmap forgets it for some modules.
+        package = owner.__globals__.get("__name__", "").split(".")[0]
+        cells = owner.__closure__ or () if package in _WRAPPERS else ()
+        inside = (c.cell_contents for c in cells if _is_set(c))
+        return next((m for x in inside if callable(x) and (m := _held(x)) is not None), None)
     structure = jax.tree_util.tree_structure(owner)
     is_leaf = jax.tree_util.treedef_is_leaf(structure) and structure.num_leaves == 1
     if is_leaf or inspect.isclass(owner) or isinstance(owner, Mapping | list | tuple):
@@ -272,57 +292,59 @@ def _held(fn: Any) -> Any:
 
 def _call_with(fn: Any, model: Any, new: Any, *args: Any, **kwargs: Any) -> Any:
     """Calls `fn` with `new` in the place of `model`."""
-    try:
-        changed = _with(fn, model, new)
-    except LookupError:
-        changed = fn
+    changed = _with(fn, model, new)
     if changed is fn:
-        raise ValueError(
-            f"a {type(fn).__name__} holds the model where it cannot be replaced. Write "
-            "axes_from_trace(lambda model, x: jax.vmap(model)(x), model, x), with what wraps the "
-            "model in place of jax.vmap."
+        raise OutOfReachError(
+            f"fn is {brief(fn)} and holds the model where it cannot be replaced. {OUT_OF_REACH}"
         )
     return changed(*args, **kwargs)
 
 
 def _with(fn: Any, model: Any, new: Any) -> Any:
     """`fn` with `new` for `model`; `fn` itself if it does not hold it."""
-    if fn is model:
+    if _same(fn, model):
         return new
     if isinstance(fn, functools.partial):
-        args = [_with(x, model, new) for x in (fn.func, *fn.args)]
-        return type(fn)(*args, **fn.keywords)
+        parts = fn.func, *fn.args
+        changed = [_with(x, model, new) for x in parts]
+        kept = all(a is b for a, b in zip(changed, parts, strict=True))
+        return fn if kept else type(fn)(*changed, **fn.keywords)
     if isinstance(fn, types.MethodType):
-        return types.MethodType(fn.__func__, _with(fn.__self__, model, new))
+        owner = _with(fn.__self__, model, new)
+        return fn if owner is fn.__self__ else types.MethodType(fn.__func__, owner)
     if isinstance(fn, types.FunctionType):
         cells = fn.__closure__ or ()
-        # Only what wraps: a cell with the model or with a function that holds it.
-        inner = [_with(c.cell_contents, model, new) if _is_set(c) else None for c in cells]
-        if all(not _is_set(c) or i is c.cell_contents for c, i in zip(cells, inner, strict=True)):
+        held = [c.cell_contents if _is_set(c) else None for c in cells]
+        changed = [_with(x, model, new) if callable(x) else x for x in held]
+        if all(a is b for a, b in zip(changed, held, strict=True)):
             return fn
         closure = tuple(
-            types.CellType(i) if _is_set(c) else c for c, i in zip(cells, inner, strict=True)
+            c if a is b else types.CellType(a) for a, b, c in zip(changed, held, cells, strict=True)
         )
         copy = types.FunctionType(
             fn.__code__, fn.__globals__, fn.__name__, fn.__defaults__, closure
         )
         copy.__kwdefaults__ = fn.__kwdefaults__
         return copy
+    # To jit or not to jit makes no difference to what is computed.
     if "jit" in type(fn).__name__.lower() and hasattr(fn, "__wrapped__"):
-        return _with(fn.__wrapped__, model, new)
-    if callable(fn) and _leaves(fn):
-        found = []
+        inner = fn.__wrapped__
+        changed = _with(inner, model, new)
+        return fn if changed is inner else changed
+    if not callable(fn) or not _leaves(fn):
+        return fn
+    nodes, structure = jax.tree_util.tree_flatten(fn, is_leaf=lambda x: _same(x, model))
+    changed = [new if _same(x, model) else x for x in nodes]
+    kept = all(a is b for a, b in zip(changed, nodes, strict=True))
+    return fn if kept else jax.tree_util.tree_unflatten(structure, changed)
 
-        def replace(node: Any) -> Any:
-            return new if node is model else node
 
-        def is_it(node: Any) -> bool:
-            found.extend([node] if node is model else [])
-            return node is model
-
-        changed = jax.tree_util.tree_map(replace, fn, is_leaf=is_it)
-        return changed if found else fn
-    return fn
+def _same(x: Any, model: Any) -> bool:
+    """Whether `x` is the model, or one made of its arrays, as Equinox's wrappers hand out."""
+    if x is model or type(x) is not type(model):
+        return x is model
+    (ours, our_tree), (theirs, their_tree) = map(jax.tree_util.tree_flatten, (x, model))
+    return our_tree == their_tree and all(a is b for a, b in zip(ours, theirs, strict=True))
 
 
 def _is_set(cell: Any) -> bool:
@@ -342,21 +364,19 @@ def _split(tree: Any) -> _Split:
         )
     is_nnx = _is_module(tree, "flax.nnx")
     is_model = is_nnx or callable(tree) or _is_module(tree, "equinox")
-    state = untrained(tree)
-    # One variable may stand in several places of an NNX module, and is one parameter.
-    variables = _variables(tree) if is_nnx else {}
+    places_of = nnx_places(tree) or {}
     first: dict[Any, int] = {}
     paths, params, rest, places = [], [], [], []
     for i, (path, leaf) in enumerate(with_paths):
         if is_model and (not is_array(leaf)):
             continue
-        if is_model and (path in state or not _is_inexact(leaf)):
+        if is_model and (places_of.get(path, path) is None or not _is_inexact(leaf)):
             # Numbers may be read as such; what is abstract or a key can only be traced.
             if _is_inexact(leaf) or not isinstance(leaf, jax.Array) or _is_key(leaf):
                 places.append((i, "state", len(rest)))
                 rest.append(leaf)
             continue
-        key = variables.get(path, path)
+        key = places_of.get(path, path)
         if key not in first:
             first[key] = len(params)
             paths.append(path)
@@ -387,18 +407,6 @@ def _split(tree: Any) -> _Split:
 
 def _is_module(tree: Any, package: str) -> bool:
     return is_a(tree, package, "Module")
-
-
-def _variables(tree: Any) -> dict[KeyPath, Any]:
-    """The variable that each array of an NNX module is in."""
-    flat = jax.tree_util.tree_leaves_with_path(
-        tree, is_leaf=lambda x: is_a(x, "flax.nnx", "Variable")
-    )
-    return {
-        (*path, *below): (id(variable), below)
-        for path, variable in flat
-        for below, _ in jax.tree_util.tree_leaves_with_path(variable)
-    }
 
 
 def _nested(paths: Sequence[KeyPath], values: Sequence[Any]) -> dict[Any, Any]:

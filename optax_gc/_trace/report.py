@@ -1,6 +1,6 @@
 """What people read: the table of `explain`, and errors that end with a line to paste."""
 
-from collections.abc import MutableMapping, MutableSequence, Sequence
+from collections.abc import Iterable, MutableMapping, MutableSequence, Sequence
 from typing import Any
 
 import jax
@@ -13,19 +13,22 @@ from .provenance import AxisSet
 from .verdict import Verdict
 
 
-def as_axes(axes: AxisSet) -> Axes:
+def as_axes(axes: Iterable[int]) -> Axes:
     """A set of axes as an axes tree has it."""
     return tuple(sorted(axes))
 
 
 def explanation(call: Call, found: Sequence[Verdict]) -> Table:
     """One aligned line a parameter."""
-    rows = [("parameter", "shape", "axes", "use", "where")]
+    rows: list[tuple[str, ...]] = [
+        ("parameter", "shape", "fan-in", "fan-out", "batch", "use", "where")
+    ]
     roles = []
     for name, array, verdict in zip(call.names, call.params, found, strict=True):
-        axes = "?" if verdict.refused else str(as_axes(verdict.axes))
+        parts = (verdict.axes, verdict.outputs, verdict.batch) if verdict.axes else ((), (), ())
+        axes = ["?" if verdict.refused else str(as_axes(part)) for part in parts]
         where = ", ".join(verdict.where[:2]) + (", ..." if len(verdict.where) > 2 else "")
-        rows.append((name, str(jnp.shape(array)), axes, _use(verdict), where))
+        rows.append((name, str(jnp.shape(array)), *axes, _use(verdict), where))
         roles.append("refused" if verdict.refused else "weight" if verdict.axes else "alone")
     return table(rows, roles=roles)
 
