@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from .._axes import AxesTree
+from .._match import is_a
 from .call import OUT_OF_REACH, Call, make_jaxpr, prepare
 from .report import explanation, unresolved
 from .roles import Roles as Roles
@@ -224,13 +225,16 @@ def _check_output(out: Any, call: Call) -> None:
             "Return the model's predictions or its loss."
         )
     treedef = jax.tree_util.tree_structure(call.given)
-    shapes = [jnp.shape(leaf) for leaf in jax.tree_util.tree_leaves(call.given)]
-    if call.name == "model" or jax.tree_util.treedef_is_leaf(treedef):
+    if jax.tree_util.treedef_is_leaf(treedef):
         return
+    shapes = sorted(jnp.shape(leaf) for leaf in call.params)
     candidates = [out, *(out if isinstance(out, tuple | list) else ())]
     for tree in candidates:
-        same = jax.tree_util.tree_structure(tree) == treedef
-        if same and [leaf.shape for leaf in jax.tree_util.tree_leaves(tree)] == shapes:
+        # Gradients of a model leave out its functions, and those of an NNX module are a State.
+        alike = type(tree) is type(call.given) or is_a(tree, "flax.nnx", "State")
+        if not alike or jax.tree_util.all_leaves([tree]):
+            continue
+        if sorted(leaf.shape for leaf in jax.tree_util.tree_leaves(tree)) == shapes:
             raise ValueError(
                 "fn returns a tree of the structure and shapes of params, which looks like "
                 "gradients or updated parameters. Return the model's predictions or its loss: "
