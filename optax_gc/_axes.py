@@ -334,7 +334,8 @@ def check_params(tree: Any, caller: str = "", name: str = "params") -> None:
 
 def check_axes(axes: Any) -> None:
     """Raises a ValueError if `axes` is plainly something else, and says what was meant."""
-    if isinstance(axes, optax.GradientTransformation):
+    maker = getattr(axes, "__module__", None) or ""
+    if isinstance(axes, optax.GradientTransformation) or maker.startswith("optax."):
         raise ValueError(
             "axes is an Optax transformation. Chain the two: optax.chain(centralize(), ...)."
         )
