@@ -119,7 +119,7 @@ NO_AXES = {
     "axes_from_trace": (lambda: axes_from_trace, r"axes_from_trace\(model, x\)"),
     "a function of two": (lambda: lambda params, x: (0,), "function from params to axes"),
     "a function that returns nothing": (lambda: lambda params: None, r"\(0,\)"),
-    "a maker of optimizers": (lambda: optax.adam, r"\(0,\)"),
+    "a maker of optimizers": (lambda: optax.adam, r"optax.chain"),
     "an optimizer": (lambda: optax.adam(1e-3), r"optax.chain\(centralize\(\)"),
     "gradients": (lambda: GRADS, r"axes_from_rank\(params\)"),
     "an array": (lambda: np.array([0]), r"axes_from_rank\(params\)"),
