@@ -310,9 +310,9 @@ def check_params(tree: Any, caller: str = "", name: str = "params") -> None:
       name: the argument that it was given as.
     """
     leaves = jax.tree_util.tree_leaves(tree)
-    if any(hasattr(leaf, "shape") for leaf in leaves) or not (
-        (leaves and caller) or callable(tree)
-    ):
+    if any(hasattr(x, "dtype") or isinstance(x, float | complex) for x in leaves):
+        return
+    if not callable(tree) and not (caller and (leaves or tree is None)):
         return
     if isinstance(tree, optax.GradientTransformation):
         what = "an Optax transformation"
@@ -334,8 +334,8 @@ def check_params(tree: Any, caller: str = "", name: str = "params") -> None:
 
 def check_axes(axes: Any) -> None:
     """Raises a ValueError if `axes` is plainly something else, and says what was meant."""
-    maker = getattr(axes, "__module__", None) or ""
-    if isinstance(axes, optax.GradientTransformation) or maker.startswith("optax."):
+    maker = str(getattr(axes, "__module__", "")).startswith("optax.")
+    if isinstance(axes, optax.GradientTransformation) or maker:
         raise ValueError(
             "axes is an Optax transformation. Chain the two: optax.chain(centralize(), ...)."
         )

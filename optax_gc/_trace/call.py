@@ -25,6 +25,10 @@ _SPLIT = (
     "graphdef, params, rest = nnx.split(model, nnx.Param, ...); "
     "axes_from_trace(lambda params, x: nnx.merge(graphdef, params, rest)(x), params, x)"
 )
+_PENZAI = (
+    "model, variables = pz.unbind_params(model); params = [v.freeze() for v in variables]; "
+    "axes_from_trace(lambda params, x: pz.bind_variables(model, params)(x), params, x)"
+)
 # What a message of a failure means, and what to do.
 _MENDS = (
     (
@@ -254,6 +258,12 @@ def _check_fn(fn: Any, params: Any) -> None:
         raise ValueError(f"fn is {brief(owner)}, an NNX module that is no pytree. Write {_SPLIT}")
     if is_a(owner, "keras", "Layer"):
         raise ValueError(f"fn is a Keras model, whose variables are out of reach. Write {_KERAS}")
+    leaves = [x for x in jax.tree_util.tree_leaves(fn) if x is not fn]
+    if any(_leaves(getattr(x, "value", None)) for x in leaves):
+        raise ValueError(
+            f"fn is {brief(fn)} that holds its parameters in variables, which cannot be traced. "
+            f"Write {_PENZAI}"
+        )
     inner = getattr(fn, "__wrapped__", None)
     if inner is not None and inner is not fn:
         _check_fn(inner, params)
