@@ -310,13 +310,17 @@ def check_params(tree: Any, caller: str = "", name: str = "params") -> None:
       name: the argument that it was given as.
     """
     leaves = jax.tree_util.tree_leaves(tree)
-    if any(hasattr(x, "dtype") or isinstance(x, float | complex) for x in leaves):
+    # A dtype has a shape, and a Keras model a dtype.
+    if any(
+        (hasattr(x, "shape") and hasattr(x, "dtype")) or isinstance(x, float | complex)
+        for x in leaves
+    ):
         return
     if not callable(tree) and not (caller and (leaves or tree is None)):
         return
     if isinstance(tree, optax.GradientTransformation):
         what = "an Optax transformation"
-    elif hasattr(tree, "__name__"):
+    elif tree is not None and hasattr(tree, "__name__"):
         what = f"the function {tree.__name__}"
     else:
         what = repr(tree) if len(repr(tree)) < 60 else f"a {type(tree).__name__} without arrays"
