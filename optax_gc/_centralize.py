@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from ._axes import AxesLike, axes_from_rank, is_axes, reasons
+from ._axes import AxesLike, axes_from_rank, check_axes, is_axes, not_called, reasons
 from ._project import subtract_mean
 from ._shards import resolve_sharded
 
@@ -41,9 +41,9 @@ def centralize(
       A stateless transformation: its state is always ``optax.EmptyState``.
 
     Raises:
-      ValueError: from ``init``, if the axes or specs do not match the parameters, or some do not
-        fit their parameter's shape. ``init`` warns if nothing at all is selected, unless ``axes``
-        is ``()``.
+      ValueError: if ``axes`` is plainly something else; from ``init``, if the axes or specs do
+        not match the parameters, or some do not fit their parameter's shape. ``init`` warns if
+        nothing at all is selected, unless ``axes`` is ``()``.
 
     Example:
       >>> import jax.numpy as jnp
@@ -64,6 +64,8 @@ def centralize(
       Yong, Huang, Hua, Zhang, Gradient Centralization: A New Optimization Technique for Deep Neural
       Networks, ECCV 2020, https://arxiv.org/abs/2004.01461, equation 1 and algorithms 1 and 2.
     """
+
+    check_axes(axes)
 
     def init(params: optax.Params) -> optax.EmptyState:
         leaves = resolve_sharded(axes, specs, params)
@@ -96,3 +98,6 @@ def centralize(
         return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(updates), centred), state
 
     return optax.GradientTransformation(init, update)
+
+
+not_called(centralize)

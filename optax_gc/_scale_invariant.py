@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from ._axes import AxesLike, AxesTree, Leaf, axes_from_rank, resolve
+from ._axes import AxesLike, AxesTree, Leaf, axes_from_rank, check_params, resolve
 from ._match import check_names
 
 
@@ -73,10 +73,12 @@ def scale_invariant(
       Liu et al., https://arxiv.org/abs/2102.03497, section 3. van Laarhoven, L2 Regularization
       versus Batch and Weight Normalization, https://arxiv.org/abs/1706.05350.
     """
+    check_params(params, "scale_invariant(params, grads)")
+    check_params(grads, "scale_invariant(params, grads)", "grads")
     if per not in ("unit", "layer"):
         raise ValueError(f"per is {per!r}. Use 'unit' or 'layer'.")
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance is {tolerance}. Use a number such as 0.01.")
+    if isinstance(tolerance, str) or not tolerance >= 0:
+        raise ValueError(f"tolerance is {tolerance!r}. Use a number such as 0.01.")
     leaves = resolve(axes, params)
     stacks = jax.tree_util.tree_leaves(grads)
     if len(stacks) != len(leaves):

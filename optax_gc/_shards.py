@@ -36,6 +36,7 @@ def resolve_sharded(axes: AxesLike, specs: Any, tree: Any, *, inside: bool = Fal
         lambda x: isinstance(x, PartitionSpec),
         name="specs",
         hint="Give each parameter a jax.sharding.PartitionSpec, P() if it is not sharded.",
+        default=PartitionSpec(),
     ):
         shape = tuple(getattr(leaf, "shape", ()))
         if len(spec) > len(shape):

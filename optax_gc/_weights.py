@@ -15,7 +15,18 @@ import optax
 from jax import lax
 from jax.core import Tracer
 
-from ._axes import Axes, AxesLike, Leaf, axes_from_rank, is_axes, reasons, resolve
+from ._axes import (
+    Axes,
+    AxesLike,
+    Leaf,
+    axes_from_rank,
+    check_axes,
+    check_params,
+    is_axes,
+    not_called,
+    reasons,
+    resolve,
+)
 from ._match import check_names
 from ._project import cast, root, subtract_mean, wide
 from ._shards import over_shards, resolve_sharded
@@ -56,6 +67,7 @@ def center_weights(params: Params, axes: AxesLike = axes_from_rank) -> Params:
     References:
       Yong et al., Gradient Centralization, https://arxiv.org/abs/2004.01461, theorem 4.1.
     """
+    check_params(params, "center_weights")
     leaves = resolve(axes, params)
     given_nothing = is_axes(axes) and not axes
     if leaves and not given_nothing and not any(leaf.axes for leaf in leaves):
@@ -112,10 +124,10 @@ def rescale_weights(
       a scalar where left alone. They are sharded as the parameters' output axes are.
 
     Raises:
-      ValueError: if ``norm`` is not positive or ``per`` unknown; from ``init``, if nothing is
-        selected, the axes do not match the parameters, or some do not fit their shape; from
-        ``update``, if ``params`` are missing or do not match the updates, or the norms were
-        recorded for other axes.
+      ValueError: if ``axes`` is plainly something else, ``norm`` is not positive or ``per``
+        unknown; from ``init``, if nothing is selected, the axes do not match the parameters, or
+        some do not fit their shape; from ``update``, if ``params`` are missing or do not match the
+        updates, or the norms were recorded for other axes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -129,9 +141,14 @@ def rescale_weights(
        [0. 0.]]
 
     References:
-      Liu et al., Improve Generalization and Robustness of Neural Networks via Weight Scale Shifting
-      Invariant Regularizations, https://arxiv.org/abs/2102.03497.
+      Liu et al., The Implicit Biases of Stochastic Gradient Descent on Deep Neural Networks with
+      Batch Normalization (later: Weight Rescaling), https://arxiv.org/abs/2102.03497.
     """
+    if isinstance(axes, int | float):
+        raise ValueError(f"axes is {axes!r}. Is it the norm? rescale_weights(norm={axes!r}).")
+    if axes in ("unit", "layer"):
+        raise ValueError(f"axes is {axes!r}. Give it by name: rescale_weights(per={axes!r}).")
+    check_axes(axes)
     if per not in ("unit", "layer"):
         raise ValueError(f"per is {per!r}. Use 'unit' or 'layer'.")
     if norm is not None:
@@ -179,6 +196,9 @@ def rescale_weights(
         )
 
     return optax.GradientTransformation(init, update)
+
+
+not_called(rescale_weights)
 
 
 class _Sphere(NamedTuple):

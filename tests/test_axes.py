@@ -1,8 +1,13 @@
 """axes_from_rank, the reading of axes trees, and summary."""
 
+import dataclasses
 import functools
+import re
+from typing import Any
 
+import equinox as eqx
 import flax.core
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import pytest
@@ -35,7 +40,7 @@ def test_rank_answers_all_axes_but_the_last(leaf, expected):
     assert axes_from_rank({"kernel": leaf}) == {"kernel": expected}
 
 
-@pytest.mark.parametrize("name", ["bias", "b", "scale", "offset", "embedding", "embeddings"])
+@pytest.mark.parametrize("name", ["bias", "embedding", "embeddings"])
 def test_leaves_named_as_no_kernel_are_left_alone_at_any_rank(name):
     assert axes_from_rank({"layer": {name: shape(3, 4)}}) == {"layer": {name: ()}}
 
@@ -49,7 +54,7 @@ def test_attention_projections_are_averaged_over_features_alone(name):
     "params",
     [
         {"query": {"other": {"kernel": shape(8, 2, 4)}}},
-        {"query": {"weight": shape(8, 2, 4)}},
+        {"query": {"w": shape(8, 2, 4)}},
         {"query": {"kernel": shape(2, 8, 2, 4)}},
     ],
     ids=["not under it", "no kernel", "of rank 4"],
@@ -234,3 +239,207 @@ def test_summary_takes_a_partial_of_the_rank_rule():
 def test_a_partial_registered_as_a_tree_is_still_a_function():
     axes = jax.tree_util.Partial(axes_from_rank, output_axis=0)
     assert axes_of(flax.core.freeze({"w": shape(5, 8)}), axes) == {"w": (1,)}
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        ({"a": shape(8, 5), "b": shape(5, 3)}, {"a": (0,), "b": (0,)}),
+        ({"b": shape(5, 3)}, {"b": (0,)}),
+        ({"w": shape(8, 2, 4), "b": shape(2, 4)}, {"w": (0, 1), "b": ()}),
+        ({"w": shape(7, 8, 4), "b": shape(7, 4)}, {"w": (0, 1), "b": ()}),
+        ({"w": shape(3, 3, 2, 6), "b": shape(6, 1, 1)}, {"w": (0, 1, 2), "b": ()}),
+        ({"w": shape(3, 3, 2, 6), "b": shape(6, 5)}, {"w": (0, 1, 2), "b": (0,)}),
+        ({"norm": {"scale": shape(7, 8)}}, {"norm": {"scale": ()}}),
+        ({"ln_1": {"scale": shape(7, 8)}}, {"ln_1": {"scale": ()}}),
+        (
+            {"x": {"scale": shape(7, 8), "offset": shape(7, 8)}},
+            {"x": {"scale": (), "offset": ()}},
+        ),
+        ({"x": {"scale": shape(7, 8), "bias": shape(7, 8)}}, {"x": {"scale": (), "bias": ()}}),
+        ({"scale": shape(7, 8)}, {"scale": (0,)}),
+    ],
+    ids=str,
+)
+def test_b_scale_and_offset_are_no_kernels_only_beside_what_they_belong_to(params, expected):
+    assert axes_from_rank(params) == expected
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "wte",
+        "wpe",
+        "embed",
+        "pos_embedding",
+        "pos_embed",
+        "token_embed/table",
+        "tok_emb",
+        "embedder/input_embedding",
+        "position_embeddings/0",
+        "posEmbed",
+        "cls_token",
+        "mask_tokens",
+        "positions",
+        "codebook",
+        "embed/weight",
+        "wte/weight",
+        "transformer/wte/embedding",
+    ],
+)
+def test_tables_are_known_by_the_names_that_libraries_give_them(path):
+    params = shape(11, 8)
+    for name in reversed(path.split("/")):
+        params = {name: params}
+    assert list(axes_of(params, axes_from_rank).values()) == [()]
+
+
+@pytest.mark.parametrize(
+    ("path", "rank"),
+    [
+        ("embedding/kernel", 4),
+        ("time_embed/linear/kernel", 2),
+        ("embed/w", 2),
+        ("patch_embed/weight", 4),
+        ("patch_embed/weight", 2),
+        ("embed/weight", 4),
+        ("token_mixing/dense/kernel", 2),
+        ("tokens_mixer/layers/weight", 2),
+        ("member/w1", 2),
+    ],
+)
+def test_kernels_near_such_names_are_kernels(path, rank):
+    params = shape(*range(3, 3 + rank))
+    for name in reversed(path.split("/")):
+        params = {name: params}
+    assert len(*axes_of(params, axes_from_rank).values()) == rank - 1
+
+
+def test_a_weight_beside_a_bias_in_something_called_embedding_is_dense():
+    params = {"embed": {"weight": shape(6, 8), "bias": shape(6)}}
+    assert axes_from_rank(params) == {"embed": {"weight": (1,), "bias": ()}}
+
+
+def test_a_table_is_left_alone_for_its_name():
+    last_row = summary({"wte": shape(11, 8)}).splitlines()[-2]
+    assert last_row.split() == ["wte", "(11,", "8)", "()", "-", "name"]
+
+
+@pytest.mark.parametrize("name", ["weight", "weight_ih", "weight_hh", "in_proj_weight"])
+def test_a_weight_is_in_the_layout_of_pytorch(name):
+    assert axes_from_rank({"layer": {name: shape(6, 3, 2)}}) == {"layer": {name: (1, 2)}}
+
+
+def test_the_weight_of_a_norm_over_several_axes_is_left_alone():
+    params = {"norm": {"weight": shape(8, 4), "bias": shape(8, 4)}}
+    assert axes_from_rank(params) == {"norm": {"weight": (), "bias": ()}}
+
+
+def test_an_output_axis_that_is_given_holds_for_a_weight_too():
+    assert axes_from_rank({"weight": shape(6, 3, 2)}, output_axis=-1) == {"weight": (0, 1)}
+
+
+def test_rank_agrees_with_the_definition_on_a_model_of_equinox():
+    key = jax.random.key(0)
+    model = {
+        "embed": eqx.nn.Embedding(11, 8, key=key),
+        "conv": eqx.nn.Conv2d(3, 6, 2, key=key),
+        "attention": eqx.nn.MultiheadAttention(2, 8, key=key),
+        "norm": eqx.nn.LayerNorm((4, 8)),
+        "cell": eqx.nn.GRUCell(8, 5, key=key),
+        "head": eqx.nn.Linear(8, 3, use_bias=False, key=key),
+    }
+    params = eqx.filter(model, eqx.is_inexact_array)
+    assert {path: axes for path, axes in axes_of(params, axes_from_rank).items() if axes} == {
+        "attention/query_proj/weight": (1,),
+        "attention/key_proj/weight": (1,),
+        "attention/value_proj/weight": (1,),
+        "attention/output_proj/weight": (1,),
+        "cell/weight_ih": (1,),
+        "cell/weight_hh": (1,),
+        "conv/weight": (1, 2, 3),
+        "head/weight": (1,),
+    }
+
+
+def test_rank_agrees_with_the_definition_on_a_model_of_haiku(standard_promotion):
+    def forward(tokens, image):
+        h = hk.Embed(11, 8)(tokens)
+        attention = hk.MultiHeadAttention(2, 4, w_init=hk.initializers.VarianceScaling())
+        h = hk.LayerNorm(-1, True, True)(attention(h, h, h))
+        image = hk.BatchNorm(True, True, 0.9)(hk.Conv2D(6, 3, data_format="NCHW")(image), True)
+        return hk.Linear(3)(h), image
+
+    arguments = jnp.ones((2, 5), int), jnp.ones((2, 3, 9, 9))
+    params, _ = jax.eval_shape(
+        hk.transform_with_state(forward).init, jax.random.PRNGKey(0), *arguments
+    )
+    assert {path: axes for path, axes in axes_of(params, axes_from_rank).items() if axes} == {
+        "multi_head_attention/query/w": (0,),
+        "multi_head_attention/key/w": (0,),
+        "multi_head_attention/value/w": (0,),
+        "multi_head_attention/linear/w": (0,),
+        "conv2_d/w": (0, 1, 2),
+        "linear/w": (0,),
+    }
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Named:
+    """An array in a box, as Penzai's and Haliax's named arrays are."""
+
+    data_array: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Variable:
+    """A variable, as Penzai's parameters are."""
+
+    value: Any
+
+
+def test_names_of_boxes_around_an_array_are_not_its_name():
+    def boxed(x):
+        return Variable(Named(x))
+
+    params = {"bias": boxed(shape(7, 5)), "weights": boxed(shape(8, 5))}
+    axes = axes_from_rank(params)
+    assert axes == {"bias": boxed(()), "weights": boxed((0,))}
+
+
+def test_without_params_the_rank_rule_is_a_function_of_them():
+    params = {"kernel": shape(3, 8, 5)}
+    assert axes_of(params, axes_from_rank(output_axis=0)) == {"kernel": (1, 2)}
+    assert axes_of(params, axes_from_rank(conv_only=True)) == {"kernel": ()}
+
+
+def test_what_conv_only_leaves_alone_is_left_alone_for_its_rank():
+    text = summary({"kernel": shape(3, 8, 5)}, axes_from_rank(conv_only=True))
+    assert text.splitlines()[1].endswith("rank 3")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Attention:
+    query: Any
+    value: Any
+
+
+def test_a_parameter_called_value_keeps_its_name():
+    params = {"layer": Attention(shape(8, 5), shape(8, 4))}
+    assert axes_of(params, (0,)) == {"layer/query": (0,), "layer/value": (0,)}
+
+
+def test_summary_is_a_table_in_a_notebook():
+    html = summary({"w<1>": shape(3, 4), "b": shape(4)})._repr_html_()
+    rows = re.findall("<tr.*?</tr>", html)
+    assert [re.sub("<.*?>", " ", row).split()[0] for row in rows] == [
+        "parameter",
+        "b",
+        "w&lt;1&gt;",
+    ]
+    assert "color" not in rows[0]
+    assert len({*re.findall("color:#[0-9a-f]+", html)}) == 2
+    assert "12 of 16 parameters" in html

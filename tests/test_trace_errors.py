@@ -40,9 +40,14 @@ def skipped(fn, params, *args):
     return axes, [str(w.message) for w in caught]
 
 
-def pasted(message, axes, params=None):
-    """Runs the lines that a message offers."""
+def pasted(message, axes, params=None, *, alternative=False):
+    """Runs the lines that a message offers, or the first alternative that they name."""
     lines = [line for line in message.splitlines() if line.startswith("  axes")]
+    if alternative:
+        lines = [
+            re.sub(r"(= |old: )\(\)", rf"\1{re.search('# or (.*?[)])', line)[1]}", line)
+            for line in lines
+        ]
     scope = {"axes": axes, "jax": jax, "params": params}
     exec("\n".join(line.strip() for line in lines), scope)
     return scope["axes"]
@@ -61,15 +66,21 @@ def test_an_unresolved_parameter_is_shown_with_shape_reason_place_and_candidates
     assert "candidates (0,) or (1,)" in message
 
 
-def test_the_error_ends_with_lines_that_settle_it():
+def test_the_lines_to_paste_leave_alone_what_cannot_be_told():
     axes, _ = skipped(merged, MERGED, X)
     axes = pasted(message_of(merged, MERGED, X), axes)
+    assert axes == {"w": (0,), "lora": {"a": (), "b": ()}, "bias": ()}
+
+
+def test_the_error_ends_with_lines_that_settle_it():
+    axes, _ = skipped(merged, MERGED, X)
+    axes = pasted(message_of(merged, MERGED, X), axes, alternative=True)
     assert axes == {"w": (0,), "lora": {"a": (0,), "b": (0,)}, "bias": ()}
 
 
 def test_a_line_to_paste_names_the_other_candidates_too():
     lines = message_of(merged, MERGED, X).splitlines()
-    assert "  axes['lora']['a'] = (0,)  # or (1,) or () to leave it alone" in lines
+    assert "  axes['lora']['a'] = ()  # or (0,) or (1,), if that is its fan-in" in lines
 
 
 def test_the_lines_settle_an_nnx_state():
@@ -83,7 +94,7 @@ def test_the_lines_settle_an_nnx_state():
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Tied(nnx.Rngs(0))))
     fn = lambda state, x: nnx.merge(graphdef, state)(x)  # noqa: E731
     axes, _ = skipped(fn, state, X)
-    axes = pasted(message_of(fn, state, X), axes)
+    axes = pasted(message_of(fn, state, X), axes, alternative=True)
     assert [(leaf.path, leaf.axes) for leaf in resolve(axes, state)] == [
         ("layer/bias", ()),
         ("layer/kernel", (0,)),
@@ -95,7 +106,7 @@ def test_the_lines_settle_an_equinox_module():
     params, static = eqx.partition(module, lambda x: isinstance(x, jax.ShapeDtypeStruct))
     fn = lambda params, x: eqx.combine(params, static)(x) @ params.layers[0].weight  # noqa: E731
     axes, _ = skipped(fn, params, f32(8))
-    axes = pasted(message_of(fn, params, f32(8)), axes, params)
+    axes = pasted(message_of(fn, params, f32(8)), axes, params, alternative=True)
     assert axes.layers[0].weight == (0,)
     assert axes.layers[1].weight == (1,)
 
@@ -103,7 +114,7 @@ def test_the_lines_settle_an_equinox_module():
 def test_the_lines_settle_a_list():
     fn = lambda params, x: jnp.tanh(x @ params[0]) @ params[0].T  # noqa: E731
     axes, _ = skipped(fn, [f32(8, 5)], X)
-    assert pasted(message_of(fn, [f32(8, 5)], X), axes) == [(0,)]
+    assert pasted(message_of(fn, [f32(8, 5)], X), axes, alternative=True) == [(0,)]
 
 
 class Two(NamedTuple):
@@ -122,13 +133,22 @@ def test_the_line_settles_what_cannot_be_assigned_to(params):
         return jnp.tanh(x @ w) @ w.T
 
     axes, _ = skipped(fn, params, X)
-    axes = pasted(message_of(fn, params, X), axes, params)
+    axes = pasted(message_of(fn, params, X), axes, params, alternative=True)
     assert jax.tree.structure(axes, is_leaf=lambda x: x == (0,)) == jax.tree.structure(params)
 
 
 def test_the_line_settles_a_single_array():
     fn = lambda w, x: jnp.tanh(x @ w) @ w.T  # noqa: E731
-    assert message_of(fn, f32(8, 5), X).splitlines()[-1].startswith("  axes = (0,)")
+    assert message_of(fn, f32(8, 5), X).splitlines()[-1].startswith("  axes = ()  # or (0,)")
+
+
+def test_of_a_whole_model_refused_ten_are_shown_and_the_rest_counted():
+    params = {f"w{i:02}": f32(8, 8) for i in range(31)}
+    fn = lambda p, x: x @ sum(jnp.linalg.cholesky(w) for w in p.values())  # noqa: E731
+    message = message_of(fn, params, X)
+    assert re.findall(r"'(w\d+)' of shape", message) == [f"w{i:02}" for i in range(10)]
+    assert len(re.findall(r"^  axes", message, re.MULTILINE)) == 10
+    assert message.count("and 21 more") == 2
 
 
 def test_skip_warns_once_and_names_what_it_leaves_alone():
@@ -239,14 +259,14 @@ def test_explain_has_a_line_for_each_use():
         "unused": f32(2),
     }
     lines = explain(fn, params, i32(3, 7), f32(2, 3, 9, 8)).splitlines()
-    assert lines[0].split() == ["parameter", "shape", "axes", "use", "where"]
+    assert lines[0].split() == ["parameter", "shape", "fan-in", "fan-out", "batch", "use", "where"]
     uses = {line.split()[0]: " ".join(line.split()[1:]) for line in lines[1:]}
-    assert uses["dense"].startswith("(8, 8) (0,) dense")
-    assert uses["kernel"].startswith("(6, 3, 2, 2) (1, 2, 3) conv")
-    assert uses["table"].startswith("(11, 8) () tied: a lookup, and a dense layer over (1,)")
-    assert uses["bias"].startswith("(8,) () elementwise only")
-    assert uses["unused"].startswith("(2,) () no gradient reaches it")
-    assert uses["a"].startswith("(4, 3) ? refused: ")
+    assert uses["dense"].startswith("(8, 8) (0,) (1,) () dense")
+    assert uses["kernel"].startswith("(6, 3, 2, 2) (1, 2, 3) (0,) () conv")
+    assert uses["table"].startswith("(11, 8) () () () tied: a lookup, and a dense layer over (1,)")
+    assert uses["bias"].startswith("(8,) () () () elementwise only")
+    assert uses["unused"].startswith("(2,) () () () no gradient reaches it")
+    assert uses["a"].startswith("(4, 3) ? ? ? refused: ")
     assert "dot_general" in uses["dense"] and "conv_general_dilated" in uses["kernel"]
 
 

@@ -11,6 +11,7 @@ from flax import nnx
 
 from optax_gc._axes import path_name
 from optax_gc._trace import _trace
+from optax_gc._trace.roles import roles
 
 REFUSED = "refused"
 KEY = jax.random.key(0)
@@ -35,10 +36,26 @@ def answers(fn, params, *args, **kwargs):
     """{path: axes, or REFUSED} for every parameter."""
     with promoting():
         trace = _trace(fn, params, args, kwargs)
+    assert_roles_partition(trace)
     return {
         path_name(path): REFUSED if verdict.refused else tuple(sorted(verdict.axes))
         for path, verdict in zip(trace.paths, trace.found, strict=True)
     }
+
+
+def assert_roles_partition(trace):
+    """The roles of a weight are disjoint and name each of its axes that is longer than 1."""
+    tree = roles(list(range(len(trace.found))), trace.found)
+    for path, shape, verdict, *parts in zip(
+        trace.paths, trace.shapes, trace.found, *tree, strict=True
+    ):
+        named = [axis for part in parts for axis in part]
+        assert len(named) == len(set(named)), (path_name(path), parts)
+        if verdict.refused or not verdict.axes:
+            assert parts == [(), (), ()], (path_name(path), parts)
+        else:
+            long = {axis for axis, n in enumerate(shape) if n > 1}
+            assert long <= set(named) <= set(range(len(shape))), (path_name(path), shape, parts)
 
 
 def verdicts_of(fn, params, *args):

@@ -1,28 +1,36 @@
 """What people read: the table of `explain`, and errors that end with a line to paste."""
 
-from collections.abc import MutableMapping, MutableSequence, Sequence
+from collections.abc import Iterable, MutableMapping, MutableSequence, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from .._axes import Axes, path_name, table
+from .._axes import Axes, Table, table
+from .._match import described
+from .call import Call
 from .digits import AxisSet
 from .verdict import Verdict
 
 
-def as_axes(axes: AxisSet) -> Axes:
+def as_axes(axes: Iterable[int]) -> Axes:
     """A set of axes as an axes tree has it."""
     return tuple(sorted(axes))
 
 
-def explanation(paths: Sequence[Any], shapes: Sequence[Any], found: Sequence[Verdict]) -> str:
+def explanation(call: Call, found: Sequence[Verdict]) -> Table:
     """One aligned line a parameter."""
-    rows = [("parameter", "shape", "axes", "use", "where")]
-    for path, shape, verdict in zip(paths, shapes, found, strict=True):
-        axes = "?" if verdict.refused else str(as_axes(verdict.axes))
+    rows: list[tuple[str, ...]] = [
+        ("parameter", "shape", "fan-in", "fan-out", "batch", "use", "where")
+    ]
+    roles = []
+    for name, array, verdict in zip(call.names, call.params, found, strict=True):
+        parts = (verdict.axes, verdict.outputs, verdict.batch) if verdict.axes else ((), (), ())
+        axes = ["?" if verdict.refused else str(as_axes(part)) for part in parts]
         where = ", ".join(verdict.where[:2]) + (", ..." if len(verdict.where) > 2 else "")
-        rows.append((path_name(path), str(shape), axes, _use(verdict), where))
-    return table(rows)
+        rows.append((name, str(jnp.shape(array)), *axes, _use(verdict), where))
+        roles.append("refused" if verdict.refused else "weight" if verdict.axes else "alone")
+    return table(rows, roles=roles)
 
 
 def _use(verdict: Verdict) -> str:
@@ -41,54 +49,51 @@ def _texts(candidates: Sequence[AxisSet]) -> str:
     return " or ".join(str(as_axes(axes)) for axes in candidates)
 
 
-def unresolved(
-    params: Any,
-    paths: Sequence[Any],
-    shapes: Sequence[Any],
-    found: Sequence[Verdict],
-    ones: Sequence[str],
-) -> str:
-    """All parameters that were refused, and how to settle each; empty if there are none.
+# A whole model that is refused is refused for one cause, which some of it show.
+_MOST = 10
 
-    Args:
-      params: the tree of parameters.
-      paths: their key paths.
-      shapes: their shapes.
-      found: their verdicts.
-      ones: names and shapes of the arguments that have an axis of length 1.
-    """
-    refused = [(p, s, v) for p, s, v in zip(paths, shapes, found, strict=True) if v.refused]
+
+def unresolved(call: Call, found: Sequence[Verdict]) -> str:
+    """The parameters that were refused, and how to settle each; empty if there are none."""
+    refused = [
+        (path, described(name, array), verdict)
+        for path, name, array, verdict in zip(
+            call.paths, call.names, call.params, found, strict=True
+        )
+        if verdict.refused
+    ]
     if not refused:
         return ""
+    more = f"  and {len(refused) - _MOST} more" if len(refused) > _MOST else ""
     lines = [
         f"the fan-in axes of {len(refused)} of {len(found)} parameters cannot be told from the "
         "computation:"
     ]
-    for path, shape, verdict in refused:
-        lines.append(f"  {path_name(path)!r} of shape {shape}: {verdict.refused}")
+    for _, parameter, verdict in refused[:_MOST]:
+        lines.append(f"  {parameter}: {verdict.refused}")
         lines.append(f"    at {', '.join(verdict.where)}{_candidates(verdict)}")
-    if ones:
+    lines.extend([more + "; explain(...) lists them all."] if more else [])
+    if call.ones:
         lines.append(
-            f"An axis of length 1, as in {', '.join(ones)}, hides what is repeated along it: "
+            f"An axis of length 1, as in {', '.join(call.ones)}, hides what is repeated along it: "
             "trace with a batch and a length of 2 or more."
         )
     lines.append(
         'Settle each by hand, after axes = axes_from_trace(..., on_unresolved="skip"), which leaves'
         " them alone:"
     )
-    for path, _, verdict in refused:
-        axes, *others = [*map(as_axes, verdict.candidates), ()]
-        instead = (
-            " or ".join(map(str, others)) + " to leave it alone" if axes else "its fan-in axes"
-        )
-        lines.append(f"  {assignment(path, axes, params)}  # or {instead}")
+    for path, _, verdict in refused[:_MOST]:
+        axes = " or ".join(str(as_axes(axes)) for axes in verdict.candidates)
+        instead = f"or {axes}, if that is its fan-in" if axes else "or its fan-in axes"
+        lines.append(f"  {assignment(path, (), call)}  # {instead}")
+    lines.extend([more] if more else [])
     return "\n".join(lines)
 
 
-def assignment(path: Sequence[Any], axes: Axes, params: Any) -> str:
-    """The line of Python that sets one leaf of a tree named ``axes``, made for ``params``."""
+def assignment(path: Sequence[Any], axes: Axes, call: Call) -> str:
+    """The line of Python that sets one leaf of a tree named ``axes``, made by a call."""
     place, mutable = "axes", True
-    node: Any = params
+    node: Any = call.tree(call.params)
     # The box around an nnx variable is replaced with its axes.
     for key in path[:-1] if getattr(path[-1] if path else None, "name", None) == "value" else path:
         step: Any = getattr(key, "key", getattr(key, "idx", None))
@@ -100,5 +105,5 @@ def assignment(path: Sequence[Any], axes: Axes, params: Any) -> str:
     where = jax.tree_util.keystr(tuple(path))
     return (
         "axes = jax.tree_util.tree_map_with_path(lambda path, _, old: "
-        f"{axes} if jax.tree_util.keystr(path) == {where!r} else old, params, axes)"
+        f"{axes} if jax.tree_util.keystr(path) == {where!r} else old, {call.name}, axes)"
     )

@@ -27,8 +27,9 @@ class Verdict:
       axes: its fan-in; empty if it is no contracted weight, or if that cannot be told.
       how: what it is used as.
       where: the uses that this was read from.
-      outputs: axes that index outputs. Kept for other uses of the trace.
-      batch: axes along which there are independent copies: layers, experts, groups.
+      outputs: axes that index outputs.
+      batch: axes along which there are independent copies: layers, experts, groups. Also those
+        that index outputs and copies together.
       candidates: what its axes may be, if that cannot be told.
       refused: why it cannot be told; empty if it can.
     """
@@ -74,8 +75,9 @@ def _verdict(
 
     def answer(because: Sequence[Use], how: str) -> Verdict:
         axes = frozenset().union(*(u.axes for u in because))
-        outputs = frozenset().union(*(u.outputs for u in because)) - axes
-        batch = frozenset().union(*(u.batch for u in because)) - axes - outputs
+        # What is a batch in part, as the outputs of a grouped convolution are, is a batch.
+        batch = frozenset().union(*(u.batch for u in because)) - axes
+        outputs = frozenset().union(*(u.outputs for u in because)) - axes - batch
         return Verdict(axes, how, _where(because), outputs, batch)
 
     if uses and not _long(frozenset(range(len(shape))), shape):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._axes import AxesLike, resolve
+from .._axes import AxesLike, check_params, resolve
 from .._project import subtract_mean
 
 
@@ -53,7 +53,8 @@ def sharpness(
 
     Raises:
       ImportError: if matfree is not installed.
-      TypeError: if some parameters are complex.
+      TypeError: if some parameters are complex, ``loss`` cannot be called or is no scalar, or
+        ``key`` is no random key.
       ValueError: if there are no floating-point parameters, ``num_matvecs`` is below 1, or the axes
         do not match the parameters.
 
@@ -81,6 +82,12 @@ def sharpness(
       Yong et al., Gradient Centralization, https://arxiv.org/abs/2004.01461, theorem 4.2.
       Krämer et al., Gradients of Functions of Large Matrices, https://arxiv.org/abs/2405.17277.
     """
+    if not callable(loss):
+        raise TypeError(
+            f"loss is a {type(loss).__name__}, which cannot be called. "
+            "Give sharpness(loss, params, key=key), with loss a function of params."
+        )
+    check_params(params, "sharpness(loss, params)")
     try:
         from matfree import decomp
     except ImportError as error:
@@ -123,6 +130,7 @@ def sharpness(
         _, hv = jax.jvp(gradient, (points,), (tangents,))
         return project([lax.convert_element_type(x, wide) for x in hv])
 
+    _check(loss, params, key)
     keys = jax.random.split(key, len(points))
     start = [jax.random.normal(k, x.shape, wide) for k, x in zip(keys, points, strict=True)]
     arnoldi = decomp.hessenberg(min(num_matvecs, size), reortho="full", custom_vjp=False)
@@ -135,6 +143,17 @@ def sharpness(
     # A product is rounded to the dtype of the parameters, and squares below `tiny` count as zero.
     rounding = 4 * max(float(jnp.finfo(x.dtype).eps) for x in points) * largest
     return Sharpness(value, error + rounding + math.sqrt(size * float(jnp.finfo(wide).tiny)))
+
+
+def _check(loss: Callable[[Any], Any], params: Any, key: Any) -> None:
+    if not hasattr(key, "dtype"):
+        raise TypeError(f"key is {key!r}. Give a random key, such as jax.random.key(0).")
+    out = jax.eval_shape(loss, params)
+    if jax.tree_util.tree_structure(out) != jax.tree_util.tree_structure(0) or out.shape:
+        raise TypeError(
+            f"loss returns {out}, and must return one real number. Take the mean of losses, and "
+            "leave auxiliary outputs out: lambda params: loss(params)[0]."
+        )
 
 
 def _largest(alpha: jax.Array, beta: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -49,6 +49,7 @@ def span_residual(
       norm over that of ``weight`` is the fraction of noise. Inputs that are not finite make it NaN.
 
     Raises:
+      TypeError: if weight or inputs are no array.
       ValueError: if the shapes of weight and inputs do not fit, or the padding is another.
 
     Example:
@@ -71,6 +72,11 @@ def span_residual(
       >>> print([f"{abs(n):.3f}" for n in optax.tree.get(state, "noise")[:, 0]])
       ['0.000', '0.000', '0.300']
     """
+    for name, x in (("weight", weight), ("inputs", inputs)):
+        if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+            raise TypeError(
+                f"{name} is a {type(x).__name__}. Give one array: span_residual(kernel, inputs)."
+            )
     (leaf,) = resolve(axes_from_rank if axes is None else axes, weight)
     shape = tuple(weight.shape)
     if leaf.reason not in ("", "fan-in of one"):

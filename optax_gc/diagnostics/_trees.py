@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._axes import AxesLike, Leaf, axes_from_rank
+from .._axes import AxesLike, Leaf, axes_from_rank, check_params
 from .._match import check_names
 from .._project import wide
 from .._shards import over_shards, resolve_sharded
@@ -62,6 +62,7 @@ def removed_fraction(grads: Any, axes: AxesLike = axes_from_rank, *, specs: Any 
     References:
       Yong et al., Gradient Centralization, https://arxiv.org/abs/2004.01461, theorem 4.2.
     """
+    check_params(grads, "removed_fraction(grads)", "grads")
     removed, whole = {}, {}
     for leaf in _arrays(grads, axes, specs):
         g = wide(leaf.value)
@@ -110,6 +111,7 @@ def norms(tree: Any, *, specs: Any = None) -> dict[str, Norms]:
     References:
       Yong et al., Gradient Centralization, https://arxiv.org/abs/2004.01461, section 4.2.
     """
+    check_params(tree, "norms(tree)", "tree")
     found = {}
     for leaf in _arrays(tree, (), specs):
         x, mesh_axes = wide(leaf.value), leaf.sharded_along()
@@ -152,6 +154,7 @@ def unit_sums(
       >>> print(optax.tree.get(state, "drift")["kernel"].round(3))
       [-0.15 -0.15]
     """
+    check_params(params, "unit_sums(params)")
     return {
         leaf.path: _total(wide(leaf.value), leaf)
         for leaf in _arrays(params, axes, specs)
@@ -203,6 +206,8 @@ def radial_component(
     """
     if per not in ("unit", "layer"):
         raise ValueError(f"per is {per!r}. Use 'unit' or 'layer'.")
+    check_params(grads, "radial_component(grads, params)", "grads")
+    check_params(params, "radial_component(grads, params)")
     check_names("grads", grads, params, _is_inexact)
     weights, gradients = _arrays(params, axes, specs), _arrays(grads, (), specs)
     shapes = [[tuple(leaf.value.shape) for leaf in leaves] for leaves in (gradients, weights)]
