@@ -133,6 +133,11 @@ def _boxed(children: dict[Any, tuple[Any, Any]] | None) -> tuple[Any, Any] | Non
     return child if child and _is_value(child[0]) else None
 
 
+def is_box(node: Any) -> bool:
+    """Tells a box around one array, such as nnx.Variable, from other containers."""
+    return _boxed(_children(node)) is not None
+
+
 def _listed(leaves: list[tuple[KeyPath, Any]]) -> str:
     shown = ", ".join(_described(path, leaf) for path, leaf in leaves[:3])
     return shown + (f" and {len(leaves) - 3} more" if len(leaves) > 3 else "")

@@ -17,7 +17,9 @@ def as_axes(axes: Iterable[int]) -> Axes:
 
 def explanation(paths: Sequence[Any], shapes: Sequence[Any], found: Sequence[Verdict]) -> str:
     """One aligned line a parameter."""
-    rows = [("parameter", "shape", "fan-in", "fan-out", "batch", "use", "where")]
+    rows: list[Sequence[str]] = [
+        ("parameter", "shape", "fan-in", "fan-out", "batch", "use", "where")
+    ]
     for path, shape, verdict in zip(paths, shapes, found, strict=True):
         parts = (verdict.axes, verdict.outputs, verdict.batch) if verdict.axes else ((), (), ())
         roles = ["?" if verdict.refused else str(as_axes(part)) for part in parts]
