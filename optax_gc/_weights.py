@@ -232,9 +232,9 @@ def _warn_of_stacks(leaves: Sequence[Leaf]) -> None:
     if stacks:
         more = f" and {len(stacks) - 3} more" if len(stacks) > 3 else ""
         warnings.warn(
-            f"rescale_weights(per='layer') puts the whole of {', '.join(stacks[:3])}{more} on one "
-            "sphere, which look like stacks of layers or experts. Use "
-            "rescale_weights(roles_from_trace(...).matrix) for a sphere for each of them.",
+            "rescale_weights(per='layer') gives each whole array one sphere, and some look like "
+            f"stacks of layers or experts: {', '.join(stacks[:3])}{more}. Give each layer its own "
+            "with rescale_weights(roles_from_trace(...).matrix).",
             stacklevel=3,
         )
 
