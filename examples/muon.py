@@ -53,7 +53,8 @@ class Transformer(nn.Module):
     def __call__(self, tokens):
         """Returns logits (batch, length, bytes)."""
         x = nn.Embed(BYTES, WIDTH, name="embed")(tokens)
-        x = x + self.param("positions", nn.initializers.normal(0.02), (CONTEXT, WIDTH))
+        positions = self.param("positions", nn.initializers.normal(0.02), (CONTEXT, WIDTH))
+        x = x + positions[None]
         layers = nn.scan(
             Block,
             variable_axes={"params": 0},

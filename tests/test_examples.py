@@ -119,11 +119,11 @@ def test_impossible_flags_are_refused_with_the_fix(monkeypatch, capsys, name, fl
 )
 def test_muon_says_which_arrays_go_where_and_ends_at_finite_losses(tmp_path):
     printed = run(tmp_path, "muon.py", "--steps", "2", "--seeds", "2", "--batch-size", "2")
-    (query,) = re.findall(r"^layers/attention/query/kernel .*\)  (.*)", printed, re.M)
+    (query,) = re.findall(r"^layers/attention/query/kernel .*\) +(.*)", printed, re.M)
     assert re.split("  +", query) == ["Adam", "Muon, 3 of 48 x 48"]
-    (bias,) = re.findall(r"^layers/up/bias .*\)  (.*)", printed, re.M)
+    (bias,) = re.findall(r"^layers/up/bias .*\) +(.*)", printed, re.M)
     assert re.split("  +", bias) == ["Muon, 3 x 192", "Adam"]
-    (head,) = re.findall(r"^head/kernel .*\)  (.*)", printed, re.M)
+    (head,) = re.findall(r"^head/kernel .*\) +(.*)", printed, re.M)
     assert re.split("  +", head) == ["Muon, 48 x 128", "Adam"]
     losses = re.findall(r"test NLL ([\d.]+)", printed)
     assert len(losses) == 3 and all(1 < float(loss) < 8 for loss in losses)

@@ -149,7 +149,8 @@ def _roles(
         raise ValueError(message)
     if message:
         warnings.warn(message, UserWarning, stacklevel=3)
-    return roles(params, trace.found)
+    unflatten = jax.tree_util.tree_structure(params).unflatten
+    return roles(unflatten, trace.found)
 
 
 def explain(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> str:

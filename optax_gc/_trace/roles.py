@@ -1,11 +1,11 @@
 """What each axis of a weight does: it is summed over, indexes outputs, or counts copies."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 
-from .._axes import AxesTree, is_axes
+from .._axes import Axes, AxesTree, is_axes
 from .report import as_axes
 from .verdict import Verdict
 
@@ -38,13 +38,12 @@ class Roles(NamedTuple):
         )
 
 
-def roles(params: Any, found: Sequence[Verdict]) -> Roles:
-    """The axes trees like ``params`` that say what was found; ``()`` for what was refused."""
-    structure = jax.tree_util.tree_structure(params)
+def roles(tree: Callable[[Sequence[Axes]], AxesTree], found: Sequence[Verdict]) -> Roles:
+    """The axes trees, as ``tree`` makes them, of what was found; ``()`` for what was refused."""
     weights = [v if v.axes and not v.refused else Verdict() for v in found]
     return Roles(
         *(
-            jax.tree_util.tree_unflatten(structure, [as_axes(getattr(v, part)) for v in weights])
+            tree([as_axes(getattr(v, part)) for v in weights])
             for part in ("axes", "outputs", "batch")
         )
     )
