@@ -198,6 +198,11 @@ def _boxed(children: dict[Any, tuple[Any, Any]] | None) -> tuple[Any, Any] | Non
     return child if child and _is_value(child[0]) else None
 
 
+def is_box(node: Any) -> bool:
+    """Tells a box around one array, such as nnx.Variable, from other containers."""
+    return _boxed(_children(node)) is not None
+
+
 def _listed(shown: Sequence[str], most: int = 3) -> str:
     more = f" and {len(shown) - most} more" if len(shown) > most else ""
     return ", ".join(shown[:most]) + more

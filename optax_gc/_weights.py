@@ -7,6 +7,7 @@ the centre of the sphere, and neither constraint disturbs the other.
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
@@ -95,9 +96,13 @@ def rescale_weights(
 ) -> optax.GradientTransformation:
     """Moves the weights that an update would lead to back to a sphere, by scaling them.
 
-    An update u of the weights w becomes u' = τ (w + u) / ‖w + u‖ - w. For weights followed by
-    normalisation, in place of weight decay: their length has no effect but on the effective step.
-    `scale_invariant` finds them; never select others, such as those of the head.
+    An update u of the weights w becomes u' = τ (w + u) / ‖w + u‖ - w. There are two uses. In place
+    of weight decay (Liu et al.), for weights followed by normalisation, whose length has no effect
+    but on the effective step: `scale_invariant` finds them, and others, such as those of the head,
+    are left to decay. And as a constraint under which hidden matrices are trained (Wen et al.),
+    scale-invariant or not: ``rescale_weights(roles.matrix)`` with the roles of `roles_from_trace`
+    keeps the Frobenius norm of each layer's and each expert's matrix, stacked or not, and
+    `scale_by_trust_ratio` is the other half of that.
 
     It must come last: ``optax.chain(optax.adam(lr), rescale_weights(axes))``. What follows it in
     the chain, or replaces the parameters, takes the weights off the sphere. ``update`` warns about
@@ -113,8 +118,10 @@ def rescale_weights(
         alone. A label function sees the parameters.
       norm: τ, positive; None keeps the norms that ``init`` finds. May be a hyperparameter of
         ``optax.inject_hyperparams``, given ``static_args=("axes", "per")``.
-      per: ``"unit"`` for a sphere for each output unit, over the fan-in axes; ``"layer"`` for one
-        for each whole array, as for weights followed by layer or group normalisation.
+      per: ``"unit"`` for a sphere for each output unit, over the given axes; ``"layer"`` for one
+        for each whole array, as for weights followed by layer or group normalisation. An array may
+        be a stack of layers or experts, about which ``init`` warns: ``roles.matrix`` for axes gives
+        each its own.
       specs: tree, or prefix tree, of the ``jax.sharding.PartitionSpec`` under which parameters and
         updates are manual inside ``jax.shard_map``, as for `centralize`.
 
@@ -129,6 +136,10 @@ def rescale_weights(
         some do not fit their shape; from ``update``, if ``params`` are missing or do not match the
         updates, or the norms were recorded for other axes.
 
+    Warns:
+      UserWarning: from ``init``, where ``per="layer"`` would put a stack on one sphere; from
+        ``update``, where weights are elsewhere than they were left.
+
     Example:
       >>> import jax.numpy as jnp
       >>> import optax
@@ -142,7 +153,9 @@ def rescale_weights(
 
     References:
       Liu et al., The Implicit Biases of Stochastic Gradient Descent on Deep Neural Networks with
-      Batch Normalization (later: Weight Rescaling), https://arxiv.org/abs/2102.03497.
+      Batch Normalization (later: Weight Rescaling), https://arxiv.org/abs/2102.03497. Wen et al.,
+      Fantastic Pretraining Optimizers and Where to Find Them II: Hyperball Optimization,
+      https://arxiv.org/abs/2606.16899.
     """
     if isinstance(axes, int | float):
         raise ValueError(f"axes is {axes!r}. Is it the norm? rescale_weights(norm={axes!r}).")
@@ -162,8 +175,10 @@ def rescale_weights(
                 f"{reasons(leaves)}. Give axes that select some, put it before optax.flatten, or "
                 "leave it out."
             )
+        if per == "layer":
+            _warn_of_stacks(leaves)
         norms = [
-            _length(wide(leaf.value), *_sphere(leaf, per))
+            length(wide(leaf.value), *_sphere(leaf, per))
             if leaf.axes
             else jnp.zeros((), jnp.float32)
             for leaf in leaves
@@ -219,14 +234,32 @@ def _to_sphere(
     """u' = τ (w + u) / ‖w + u‖ - w, and τ."""
     w, u = wide(w), jnp.asarray(u)
     v = w + cast(u, w.dtype)
-    length = _length(v, *sphere)
-    tau = radius if norm is None else lax.full_like(length, norm)
-    nowhere = length == 0
-    moved = v * cast(tau / jnp.where(nowhere, 1, length), v.dtype) - w
+    of_v = length(v, *sphere)
+    tau = radius if norm is None else lax.full_like(of_v, norm)
+    nowhere = of_v == 0
+    moved = v * cast(tau / jnp.where(nowhere, 1, of_v), v.dtype) - w
     return cast(jnp.where(nowhere, 0, moved), u.dtype), jnp.where(nowhere, radius, tau)
 
 
-def _length(x: jax.Array, axes: Axes, mesh_axes: tuple[str, ...]) -> jax.Array:
+def _warn_of_stacks(leaves: Sequence[Leaf]) -> None:
+    """Outputs of a layer come after its inputs, or are one axis; layers and experts come before."""
+    stacks = []
+    for leaf in leaves:
+        shape = jnp.shape(leaf.value)
+        free = [i for i, n in enumerate(shape) if n > 1 and i not in leaf.axes]
+        if leaf.axes and len(free) > 1 and free[0] < leaf.axes[0]:
+            stacks.append(f"{leaf.path!r} of shape {shape}")
+    if stacks:
+        more = f" and {len(stacks) - 3} more" if len(stacks) > 3 else ""
+        warnings.warn(
+            "rescale_weights(per='layer') gives each whole array one sphere, and some look like "
+            f"stacks of layers or experts: {', '.join(stacks[:3])}{more}. Give each layer its own "
+            "with rescale_weights(roles_from_trace(...).matrix).",
+            stacklevel=3,
+        )
+
+
+def length(x: jax.Array, axes: Axes, mesh_axes: tuple[str, ...]) -> jax.Array:
     squares = jnp.real(x * jnp.conj(x)) if jnp.iscomplexobj(x) else x * x
     # lax, since jnp.sum would lose the weak type.
     total = lax.reduce_sum(squares, axes)
@@ -253,7 +286,7 @@ def _warn_if_elsewhere(leaf: Leaf, u: Any, radius: Any, norm: Any, sphere: _Sphe
     # Under jit there is nothing to compare, nor where a process sees some shards only.
     if any(isinstance(x, Tracer) or not x.is_fully_addressable for x in (w, radius)):
         return
-    found = _length(wide(w), *sphere)
+    found = length(wide(w), *sphere)
     eps = max(float(jnp.finfo(x.dtype).eps) for x in (w, u))
     # Rounding w and u' to their dtypes moves each entry by less. A given norm may be far below the
     # initial ones, and then the rounding of u' is that much larger.

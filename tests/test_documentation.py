@@ -52,6 +52,26 @@ def test_the_snippets_of_the_readme_print_what_it_says(standard_promotion, capsy
         assert printed.getvalue().rstrip() == expected.rstrip(), code
 
 
+GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
+SNIPPETS = [
+    pytest.param(*fence, id=f"{page.stem}-{i}")
+    for page in GUIDES
+    for i, fence in enumerate(
+        re.findall(r"```python\n(.*?)```(?:\s*```text\n(.*?)```)?", page.read_text(), re.DOTALL)
+    )
+]
+
+
+@pytest.mark.parametrize(("code", "expected"), SNIPPETS)
+def test_a_snippet_of_a_guide_runs_by_itself_and_prints_what_is_below_it(
+    code, expected, standard_promotion
+):
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "a snippet", "exec"), {"__name__": "__main__"})
+    assert printed.getvalue().rstrip() == expected.rstrip()
+
+
 def test_the_links_and_pictures_of_the_readme_exist():
     readme = (ROOT / "README.md").read_text()
     targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", readme)

@@ -1,6 +1,7 @@
 """The examples run as a user runs them, in a short mode, with warnings as errors."""
 
 import importlib.util
+import inspect
 import math
 import os
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import matplotlib.image
 import numpy as np
+import optax
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -70,7 +72,7 @@ def test_linen_example_lowers_its_loss(tmp_path):
     assert second < 0.9 * first
 
 
-@pytest.mark.parametrize("name", ["digits", "linen_trainstate"])
+@pytest.mark.parametrize("name", ["digits", "linen_trainstate", "muon"])
 def test_help_names_the_flags_and_their_defaults(monkeypatch, capsys, name):
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     with pytest.raises(SystemExit, match="0"):
@@ -96,6 +98,9 @@ def test_help_names_the_flags_and_their_defaults(monkeypatch, capsys, name):
             "use a .png, .svg or .pdf in a folder that",
         ),
         ("digits", "--figure", "digits.exe", "use a .png"),
+        ("muon", "--seeds", "1", "use 2 to"),
+        ("muon", "--muon-lr", "inf", "use 1e-06 to 100"),
+        ("muon", "--figure", "muon.exe", "use a .png"),
         ("linen_trainstate", "--epochs", "0", "use 1 or more"),
         ("linen_trainstate", "--batch-size", "1438", "use 1 to 1437"),
         ("linen_trainstate", "--lr", "-0.1", "use a number above 0"),
@@ -106,3 +111,20 @@ def test_impossible_flags_are_refused_with_the_fix(monkeypatch, capsys, name, fl
     with pytest.raises(SystemExit, match="2"):
         load(name).main()
     assert re.search(rf"error: {flag} is {value}.*{fix}", capsys.readouterr().err)
+
+
+@pytest.mark.skipif(
+    "adam_learning_rate" not in inspect.signature(optax.contrib.muon).parameters,
+    reason="this Optax has one learning rate for Muon and Adam",
+)
+def test_muon_says_which_arrays_go_where_and_ends_at_finite_losses(tmp_path):
+    printed = run(tmp_path, "muon.py", "--steps", "2", "--seeds", "2", "--batch-size", "2")
+    (query,) = re.findall(r"^layers/attention/query/kernel .*\) +(.*)", printed, re.M)
+    assert re.split("  +", query) == ["Adam", "Muon, 3 of 48 x 48"]
+    (bias,) = re.findall(r"^layers/up/bias .*\) +(.*)", printed, re.M)
+    assert re.split("  +", bias) == ["Muon, 3 x 192", "Adam"]
+    (head,) = re.findall(r"^head/kernel .*\) +(.*)", printed, re.M)
+    assert re.split("  +", head) == ["Muon, 48 x 128", "Adam"]
+    losses = re.findall(r"test NLL ([\d.]+)", printed)
+    assert len(losses) == 3 and all(1 < float(loss) < 8 for loss in losses)
+    assert (tmp_path / "muon.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")

@@ -176,6 +176,7 @@ def test_rescaling_moves_an_uncentred_start_off_its_hyperplane(standard_promotio
     assert np.abs(float64(kernels).sum(1) - float64(kernels[0]).sum(0)).max() > 1
 
 
+@pytest.mark.filterwarnings("ignore:.*stacks of layers")
 @pytest.mark.parametrize("norm", [None, 2.5])
 @pytest.mark.parametrize("per", ["unit", "layer"])
 @pytest.mark.parametrize("axes", [(0, 1), (1,), (-1, 0)])

@@ -45,7 +45,7 @@ def answers(fn, params, *args, **kwargs):
 
 def assert_roles_partition(trace):
     """The roles of a weight are disjoint and name each of its axes that is longer than 1."""
-    tree = roles(list(range(len(trace.found))), trace.found)
+    tree = roles(list, trace.found)
     for path, shape, verdict, *parts in zip(
         trace.paths, trace.shapes, trace.found, *tree, strict=True
     ):
