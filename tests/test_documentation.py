@@ -5,13 +5,17 @@ import doctest
 import importlib
 import inspect
 import io
+import os
 import pkgutil
+import posixpath
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from sphinx.cmd.build import build_main
+from sphinx.util.inventory import InventoryFile
 
 import optax_gc
 
@@ -39,23 +43,66 @@ def test_every_public_function_documents_its_arguments_and_shows_an_example(func
     assert [part for part in ("Args:", "Returns:", "Raises:", ">>> ") if part not in doc] == []
 
 
-def test_the_snippets_of_the_readme_print_what_it_says(standard_promotion, capsys):
-    """Runs the Python fences in order; a text fence right after one is what it prints."""
-    readme = (ROOT / "README.md").read_text()
-    fences = re.findall(r"```python\n(.*?)```(?:\s*```text\n(.*?)```)?", readme, re.DOTALL)
-    assert fences
-    namespace = {}
-    for code, expected in fences:
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            exec(compile(code, "README.md", "exec"), namespace)
-        assert printed.getvalue().rstrip() == expected.rstrip(), code
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES += sorted((ROOT / "docs" / "guides").glob("*.md"))
+FENCE = re.compile(r"```python\n(.*?)```(?:\s*```text\n(.*?)```)?", re.DOTALL)
+SNIPPETS = [
+    pytest.param(*fence.groups(""), id=f"{page.stem}-{i}")
+    for page in PAGES
+    for i, fence in enumerate(FENCE.finditer(page.read_text(encoding="utf-8")))
+]
 
 
-def test_the_links_and_pictures_of_the_readme_exist():
-    readme = (ROOT / "README.md").read_text()
-    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", readme)
-    assert [target for target in targets if not (ROOT / target).exists()] == []
+@pytest.mark.parametrize(("code", "expected"), SNIPPETS)
+def test_a_snippet_runs_by_itself_and_prints_what_is_below_it(code, expected, standard_promotion):
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.environ", dict(os.environ))  # a snippet may set some, of itself alone
+        exec(compile(code, "a snippet", "exec"), {"__name__": "__main__"})
+    assert printed.getvalue().rstrip() == expected.rstrip()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_all_python_in_the_guides_is_in_fences_that_are_run(page):
+    languages = set(re.findall(r"^```(\S+)", page.read_text(encoding="utf-8"), re.M))
+    assert languages <= {
+        *("python", "text", "sh", "diff"),
+        *("{toctree}", "{include}", "{figure}", "{image}", "{eval-rst}"),
+    }
+
+
+def test_the_readme_fits_on_a_screen_or_two():
+    prose = re.sub(r"```.*?```", "", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
+    words = " ".join(line for line in prose.splitlines() if not line.startswith("|")).split()
+    assert len(words) <= 900
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_and_pictures_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    targets = re.findall(
+        r"\]\((?!https?:|#)([^)#\s]+)", re.sub(r"```py.*?```", "", text, flags=re.S)
+    )
+    targets += re.findall(r"^```\{(?:image|figure|include)\} (\S+)", text, re.M)
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_the_built_api_documents_every_public_name(tmp_path):
+    """What ``from .module import name as name`` makes public, the diagnostics' too."""
+    only = {"include_patterns": "api.md", "root_doc": "api"}
+    only["extensions"] = "myst_nb,sphinx.ext.autodoc,sphinx.ext.napoleon"  # none that fetches
+    flags = [word for name, value in only.items() for word in ("-D", f"{name}={value}")]
+    assert build_main(["-q", *flags, str(ROOT / "docs"), str(tmp_path)]) == 0
+    with open(tmp_path / "objects.inv", "rb") as file:
+        documented = InventoryFile.load(file, "", posixpath.join)
+    names = {*documented["py:function"], *documented["py:class"], *documented["py:type"]}
+    public = {
+        f"{module.__name__}.{name}"
+        for module in (optax_gc, optax_gc.diagnostics)
+        for name, value in vars(module).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert public and public - names == set()
 
 
 def test_importing_the_package_brings_in_nothing_beyond_jax_and_optax():
