@@ -2,7 +2,7 @@
 
 import contextlib
 import doctest
-import importlib
+import importlib.util
 import inspect
 import io
 import os
@@ -11,6 +11,7 @@ import posixpath
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,9 @@ from sphinx.util.inventory import InventoryFile
 import optax_gc
 
 ROOT = Path(__file__).parent.parent
+_spec = importlib.util.spec_from_file_location("address", ROOT / "docs" / "address.py")
+address = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(address)
 MODULES = ["optax_gc", *(m.name for m in pkgutil.walk_packages(optax_gc.__path__, "optax_gc."))]
 FUNCTIONS = [
     function
@@ -114,3 +118,45 @@ def test_importing_the_package_brings_in_nothing_beyond_jax_and_optax():
     new = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     # jax itself loads some of its dependencies late.
     assert set(new.stdout.split()) <= {"optax_gc", "jax"}
+
+
+def test_every_link_into_the_repository_has_the_address_that_pyproject_states():
+    slug = address.current(ROOT)
+    owner, repository = slug.split("/")
+    name = rf"(?:{re.escape(repository)}|optax[_-]gc)\b"
+    found = {
+        (path.name, *match.groups())
+        for path in address.files(ROOT)
+        for match in re.finditer(
+            rf"(?:github\.com|/github|githubusercontent\.com)/([\w.-]+)/({name})"
+            rf"|//([\w.-]+)\.github\.io/({name})",
+            path.read_text(encoding="utf-8"),
+        )
+    }
+    assert {path for path, *_ in found} >= {"pyproject.toml", "README.md", "CITATION.cff"}
+    assert {tuple(filter(None, parts)) for _, *parts in found} == {(owner, repository)}
+
+
+def test_one_command_gives_every_link_another_address(tmp_path):
+    old = address.current(ROOT)
+    for path in address.files(ROOT):
+        copy = tmp_path / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    before = {path: path.read_text(encoding="utf-8") for path in address.files(tmp_path)}
+    address.move(tmp_path, "some-one/else.where")
+    assert address.current(tmp_path) == "some-one/else.where"
+    assert [p for p in before if old in p.read_text(encoding="utf-8")] == []
+    address.move(tmp_path, old)
+    assert {path: path.read_text(encoding="utf-8") for path in before} == before
+
+
+def test_the_readme_that_pypi_shows_has_whole_addresses():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]
+    shown = (ROOT / "README.md").read_text(encoding="utf-8")
+    for rule in settings["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        shown = re.sub(rule["pattern"], rule["replacement"], shown)
+    base = f"https://github.com/{address.current(ROOT)}"
+    assert f"]({base}/raw/main/images/digits.png)" in shown
+    assert f"]({base}/blob/main/docs/study.md)" in shown
+    assert re.findall(r"\]\((?!https://)[^)]*", shown) == []
