@@ -27,6 +27,7 @@ extensions = [
     "sphinx.ext.napoleon",
 ]
 exclude_patterns = ["jupyter_execute", "**/.*"]
+nb_merge_streams = True
 nb_execution_mode = "off"  # the tests execute the notebooks; the site shows what was committed
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
@@ -50,6 +51,11 @@ napoleon_use_rtype = False
 default_role = "py:obj"  # a link where there is something to link to, code elsewhere
 html_theme = "furo"
 html_title = "optax_gc"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_copyright = False
+pygments_style = "friendly"  # shows what a diff adds
+pygments_dark_style = "monokai"
 
 # Where autodoc finds what is known by a shorter name.
 PUBLIC = {

@@ -162,13 +162,13 @@ def markdown(rows):
         ("nll", "NLL without", (1, 1000), 3),
         ("accuracy", "accuracy without", (100, 100), 1),
     ):
-        head = ["data, model, optimizer, samples", without, *SHOWN, "GC is"]
-        lines = [head, ["---", *["---:"] * (len(head) - 2), "---"]]
+        head = ["data, model, optimizer, samples", "GC is", without, *SHOWN]
+        lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
         for cell, arms in by_cell.items():
             effects = (interval(arms[arm], outcome, scales[1], noise[outcome]) for arm in SHOWN)
             level_without = level(arms[BASELINE], outcome, scales[0], digits)
             word = verdict(arms["GC"], outcome, noise[outcome])
-            lines.append([cell, level_without, *effects, word])
+            lines.append([cell, word, level_without, *effects])
         tables.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
     return "\n\n".join([*tables, caption(rows, noise)])
 
