@@ -80,7 +80,15 @@ def beside(app, name, source):
     source[0] = source[0].replace("../notebooks/", "notebooks/")
 
 
+def whole(app, what, name, obj, options, lines):
+    """Keeps napoleon from taking what is before a colon under Returns for a type."""
+    for i, line in enumerate(lines):
+        if i and lines[i - 1].strip() == "Returns:":
+            lines[i] = line.replace(line.strip(), f": {line.strip()}", 1)
+
+
 def setup(app):
     """Registers what conf.py adds to Sphinx."""
     app.connect("source-read", beside)
+    app.connect("autodoc-process-docstring", whole, priority=400)  # before napoleon, at 500
     app.connect("autodoc-process-signature", lambda *args: tuple(map(public, args[-2:])))
