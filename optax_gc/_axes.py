@@ -9,7 +9,7 @@ stands for the tree it returns. Everything that takes axes reads them through `r
 import math
 import operator
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -18,7 +18,6 @@ import jax.numpy as jnp
 
 from ._match import match
 from ._match import path_name as path_name
-from ._table import table as table
 
 Axes = tuple[int, ...]
 AxesTree = Any  # a pytree of Axes, or a prefix of one
@@ -196,6 +195,21 @@ def reasons(leaves: Sequence[Leaf]) -> str:
     """The reasons for which `leaves` are left alone, counted: ``'2 × rank 1, 1 × name'``."""
     counts = Counter(leaf.reason for leaf in leaves)
     return ", ".join(f"{n} × {reason}" for reason, n in counts.items())
+
+
+class Table(str):
+    """Text that shows itself as it is, at a prompt and in a notebook too."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
+def table(rows: Iterable[Sequence[str]], *lines_below: str) -> Table:
+    """Aligns rows of text into columns, two spaces apart."""
+    rows = [tuple(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    aligned = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return Table("\n".join([*aligned, *lines_below]))
 
 
 def summary(params: Any, axes: AxesLike = axes_from_rank) -> str:
