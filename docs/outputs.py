@@ -1,7 +1,7 @@
 """Writes below each snippet of README and the guides what it prints: `python docs/outputs.py`.
 
-Each runs by itself, as a reader pastes it, with warnings as errors. Give pages to do these alone. The
-tests compare; this is for when a change of what is printed is meant.
+Each runs by itself, as a reader pastes it, with warnings as errors. Give pages to do these alone.
+The tests compare; this is for when a change of what is printed is meant.
 """
 
 import os
