@@ -20,6 +20,7 @@ import optax
 from flax import nnx
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
+from scipy import stats
 from sklearn.datasets import load_digits
 from tqdm import tqdm
 
@@ -96,20 +97,21 @@ def train(tx, params, train_set, test_set, args, name):
     return np.array(points)
 
 
-def mean_and_error(values):
-    """Returns the mean over seeds, which are the last axis, and its standard error."""
-    return values.mean(axis=-1), values.std(axis=-1, ddof=1) / np.sqrt(values.shape[-1])
+def mean_and_half_width(values):
+    """Returns the mean over seeds, the last axis, and half the width of its 95 % interval."""
+    quantile = stats.t.ppf(0.975, values.shape[-1] - 1)
+    return values.mean(axis=-1), quantile * stats.sem(values, axis=-1)
 
 
 def table(curves):
     """Lays out where each arm ends, and seed by seed how far from the plain arm."""
-    rows = [["", "gradients", "test accuracy %", "test NLL", "accuracy - plain", "NLL - plain"]]
+    rows = [["", "gradients", "accuracy, %", "test NLL, nats", "accuracy - plain", "NLL - plain"]]
     for (optimizer, gradients), curve in curves.items():
         (_, nll, accuracy), (_, nll0, accuracy0) = curve[-1], curves[optimizer, "plain"][-1]
         numbers = [(2, 100 * accuracy), (4, nll)]
         if gradients != "plain":
             numbers += [(2, 100 * (accuracy - accuracy0)), (4, nll - nll0)]
-        cells = ["{1:.{0}f} ± {2:.{0}f}".format(n, *mean_and_error(v)) for n, v in numbers]
+        cells = ["{1:.{0}f} ± {2:.{0}f}".format(n, *mean_and_half_width(v)) for n, v in numbers]
         rows.append([optimizer, gradients, *cells, "", ""][:6])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
@@ -117,28 +119,31 @@ def table(curves):
 
 def plot(curves, args):
     """Draws loss curves; the third column shows the differences that the bands of means hide."""
-    figure = Figure(figsize=(11, 6), layout="constrained")
-    grid = figure.subplots(2, 3, sharex=True, sharey="col", width_ratios=(1, 1, 1.5))
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    grid = figure.subplots(2, 3, sharex=True, sharey="col", width_ratios=(1, 1, 1.4))
     rows = dict(zip(dict.fromkeys(optimizer for optimizer, _ in curves), grid, strict=True))
     for (optimizer, gradients), curve in curves.items():
         (train_nll, nll, _), nll0 = curve.swapaxes(0, 1), curves[optimizer, "plain"][:, 1]
         for ax, values in zip(rows[optimizer], (train_nll, nll, nll - nll0), strict=True):
-            (mean, error), color = mean_and_error(values), GRADIENTS[gradients][1]
-            steps, band = args.evaluated, (mean - error, mean + error)
+            (mean, half), color = mean_and_half_width(values), GRADIENTS[gradients][1]
+            steps, band = args.evaluated, (mean - half, mean + half)
             ax.plot(steps, mean, color=color, label=gradients)
             ax.fill_between(steps, *band, color=color, alpha=0.2, lw=0)
             ax.spines[["top", "right"]].set_visible(False)
-        rows[optimizer][0].set_ylabel(optimizer, fontweight="bold")
-    for column, title in enumerate(["training NLL", "test NLL", "test NLL minus plain's, by seed"]):
+        rows[optimizer][0].set_ylabel(f"{optimizer}\nNLL in nats")
+    for column, title in enumerate(["training NLL", "test NLL", "test NLL minus plain's"]):
         grid[0, column].set_title(title)
-        grid[1, column].set_xlabel("step")
+        grid[1, column].set_xlabel("optimizer step")
     for ax in grid[0, :2]:
         ax.set_yscale("log")
         ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 3, 6)), major_formatter="{x:g}")
         ax.minorticks_off()
-    figure.suptitle(f"{args.train_size} training images, {args.seeds} seeds, mean ± standard error")
-    grid[0, 2].legend(frameon=False)
-    figure.savefig(args.figure, dpi=120)
+    figure.suptitle(
+        f"{args.train_size} training images; mean and 95 % interval, {args.seeds} seeds"
+    )
+    names = grid[0, 0].get_legend_handles_labels()
+    figure.legend(*names, frameon=False, loc="outside lower center", ncols=len(GRADIENTS))
+    figure.savefig(args.figure, dpi=165)
 
 
 def parse_args():
@@ -189,8 +194,9 @@ def main():
     plot(curves, args)
     versions = ", ".join(f"{lib.__name__} {lib.__version__}" for lib in (jax, flax, optax))
     print(
-        f"\n{table(curves)}\n\nMean ± standard error over seeds 0 to {args.seeds - 1}, after "
-        f"{args.steps} steps on {args.train_size} training images; {TEST_IMAGES} test images.\n"
+        f"\n{table(curves)}\n\nMean ± half the width of its 95 % interval over seeds 0 to "
+        f"{args.seeds - 1}, after {args.steps} steps on {args.train_size} training images; "
+        f"{TEST_IMAGES} test images.\nThe loss curves are in {args.figure}.\n"
         f"{time.perf_counter() - start:.0f} s on {jax.devices()[0].device_kind}, {versions}."
     )
 

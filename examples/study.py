@@ -8,7 +8,8 @@ samples, the initial weights and the batches, the same ones for every arm, so th
 mean of differences between pairs: arm minus no GC.
 
 Results go to a CSV file, a row for each cell and arm with the outcome of every seed. If it exists,
-what it already has is not run again. `study_table.py` turns it into README's table and the figure.
+what it already has is not run again. `study_table.py` makes the tables and figures of docs/study.md
+from it.
 """
 
 import argparse
@@ -204,7 +205,7 @@ def parse_args() -> argparse.Namespace:
     )
     add, here = parser.add_argument, Path("examples")
     add("--csv", type=Path, default=here / "study.csv", help="results; finished rows are kept")
-    add("--figure", type=Path, default=Path("images/study.png"), help="where to draw the effects")
+    add("--figure", type=Path, default=Path("images/study.png"), help="stem of two figures to draw")
     add("--only", default="", help='cells whose name contains this, such as "digits, raw, MLP"')
     add("--quick", action="store_true", help="two cells, 3 steps, 3 seeds: to see that it runs")
     args = parser.parse_args()
@@ -219,7 +220,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main():
-    """Runs what is missing, row by row, then draws the figure."""
+    """Runs what is missing, row by row, then draws the figures."""
     args = parse_args()
     settings = QUICK if args.quick else FULL
     settings = {cell: settings[cell.model, cell.optimizer] for cell in CELLS}
@@ -242,7 +243,8 @@ def main():
             rows.sort(key=lambda row: order[study_table.cell_of(row), row["arm"]])
             study_table.write(args.csv, rows)
     study_table.draw(study_table.read(args.csv), args.figure)
-    print(f"Results: {args.csv}. Figure: {args.figure}.")
+    figures = (str(study_table.figure_of(args.figure, outcome)) for outcome in study_table.PANELS)
+    print(f"Results: {args.csv}. Figures: {', '.join(figures)}.")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Turns the outcomes that `study.py` recorded into statistics, README's table and a figure.
+"""Turns the outcomes that `study.py` recorded into statistics, a table and two figures.
 
 A script of its own, without JAX: `python examples/study_table.py` puts the table between the two
-markers in README.md and draws the figure, both from the committed CSV alone.
+markers in docs/study.md and draws the figures, all from the committed CSV alone.
 """
 
 import argparse
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.transforms import blended_transform_factory
 from scipy import stats
 
 HERE = Path(__file__).parent
@@ -27,7 +28,8 @@ COLUMNS = (
     *("seconds", "settings", "versions", "device", "nll_seeds", "accuracy_seeds"),
 )
 BASELINE, CONTROL = "no GC", "random direction"
-IN_README = ("optax.centralize", "GC", "GC after", "centred start + GC", CONTROL)
+# The control stands beside the baseline, before whatever is to be read against it.
+SHOWN = (CONTROL, "GC", "GC after", "centred start + GC", "optax.centralize")
 
 
 def paired(values, baseline):
@@ -104,13 +106,34 @@ def write(path, rows):
     os.replace(partial, path)
 
 
-def interval(row, outcome, scale):
-    """Formats an effect and half the width of its interval; bold if it survives the correction."""
+def control_moves(rows, outcome):
+    """Returns the largest effect that the control had with an interval that excludes zero."""
+    clear = (
+        abs(row[f"{outcome}_effect"])
+        for row in rows
+        if row["arm"] == CONTROL and row[f"{outcome}_ci_low"] * row[f"{outcome}_ci_high"] > 0
+    )
+    return max(clear, default=0.0)
+
+
+def verdict(row, outcome, noise):
+    """Says in a word what an effect is, given how much the control moves."""
+    if not abs(row[f"{outcome}_effect"]) > noise:
+        return "noise"
+    if not row[f"{outcome}_p_holm"] < LEVEL:
+        return "open"
+    lower = row[f"{outcome}_effect"] < 0
+    return "gain" if lower == (outcome == "nll") else "loss"
+
+
+def interval(row, outcome, scale, noise):
+    """Formats an effect and half the width of its interval; bold if it is a gain or a loss."""
     half = scale * (row[f"{outcome}_ci_high"] - row[f"{outcome}_ci_low"]) / 2
     digits = 1 if half < 0.95 else 0
     shown = f"{scale * row[f'{outcome}_effect']:+.{digits}f} ± {half:.{digits}f}"
     shown = shown.replace("-", "−")
-    return (f"**{shown}**" if row[f"{outcome}_p_holm"] < LEVEL else shown) + edge(row)
+    sure = row["arm"] != CONTROL and verdict(row, outcome, noise) in ("gain", "loss")
+    return (f"**{shown}**" if sure else shown) + edge(row)
 
 
 def level(row, outcome, scale, digits):
@@ -125,36 +148,41 @@ def edge(row):
 
 
 def markdown(rows):
-    """Lays out README's table: a line for each cell, the effects on NLL and of GC on accuracy."""
+    """Lays out a table for each outcome: a line for each cell, with what the arms change."""
     rows = with_statistics(rows)
+    noise = {outcome: control_moves(rows, outcome) for outcome in OUTCOMES}
     by_cell = {}
     for row in rows:
         by_cell.setdefault(cell_of(row), {})[row["arm"]] = row
     for cell, arms in by_cell.items():
-        if missing := {BASELINE, *IN_README} - set(arms):
+        if missing := {BASELINE, *SHOWN} - set(arms):
             raise SystemExit(f"{cell} has no {min(missing)} yet. Run examples/study.py to its end.")
-    head = ["data, model, optimizer, samples", "NLL without", *IN_README, "accuracy without", "GC"]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
-    for cell, arms in by_cell.items():
-        lines.append(
-            [
-                cell,
-                level(arms[BASELINE], "nll", 1, 3),
-                *(interval(arms[arm], "nll", 1000) for arm in IN_README),
-                level(arms[BASELINE], "accuracy", 100, 1),
-                interval(arms["GC"], "accuracy", 100),
-            ]
-        )
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{table}\n\n{caption(rows)}"
+    tables = []
+    for outcome, without, scales, digits in (
+        ("nll", "NLL without", (1, 1000), 3),
+        ("accuracy", "accuracy without", (100, 100), 1),
+    ):
+        head = ["data, model, optimizer, samples", "GC is", without, *SHOWN]
+        lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
+        for cell, arms in by_cell.items():
+            effects = (interval(arms[arm], outcome, scales[1], noise[outcome]) for arm in SHOWN)
+            level_without = level(arms[BASELINE], outcome, scales[0], digits)
+            word = verdict(arms["GC"], outcome, noise[outcome])
+            lines.append([cell, word, level_without, *effects])
+        tables.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join([*tables, caption(rows, noise)])
 
 
-def caption(rows):
-    """Says what the numbers are, and counts wins and losses."""
+def caption(rows, noise):
+    """Says what the numbers are, and counts gains and losses."""
     tested = [row for row in rows if not row.get("note") and row["arm"] != BASELINE]
-    counts = {arm: Counter(map(verdict, of)) for arm, of in group(tested, "arm").items()}
+    counts = {
+        arm: Counter(verdict(row, "nll", noise["nll"]) for row in of)
+        for arm, of in group(tested, "arm").items()
+        if arm != CONTROL
+    }
     listed = "; ".join(
-        f"{arm}: {c['better']} better, {c['worse']} worse, {c['open']} open"
+        f"{arm}: " + ", ".join(f"{c[word]} {word}" for word in ("gain", "loss", "open", "noise"))
         for arm, c in counts.items()
     )
     trained = [row for row in rows if not row.get("note")]
@@ -163,13 +191,16 @@ def caption(rows):
     numbers = sorted({int(row["n_seeds"]) for row in trained}, reverse=True)
     return (
         "Effects: arm minus no GC at the same seeds, in thousandths of a nat of test NLL (below 0 "
-        "is better) and, in the last column, points of test accuracy (above 0 is better), ± half "
-        f"the 95 % interval over {' or '.join(map(str, numbers))} seeds. Bold: p < {LEVEL} after "
-        f"Holm's correction over {len(OUTCOMES) * len(tested)} tests. By test NLL, after that "
-        f"correction: {listed}. Intervals hold for the learning rate and decay that tuning chose; "
-        f"how much that choice alone can move, the control ({CONTROL}) shows. † the learning rate "
-        f"lies on the edge of its grid. {capped} tested runs diverged or reached the cap of "
-        f"{CAP:g} nats. {seconds / 60:.0f} minutes on {trained[0]['device']}; "
+        "is better) and in points of test accuracy (above 0 is better). ± is half the width of the "
+        f"95 % interval over {' or '.join(map(str, numbers))} seeds, in the columns of levels too. "
+        f"The control, {CONTROL}, removes one that means nothing: where its interval excludes zero "
+        f"it moves NLL by up to {noise['nll']:.3f} nats and accuracy by up to "
+        f"{100 * noise['accuracy']:.1f} points. An effect no larger than that is *noise*, whatever "
+        f"its p; a larger one is a *gain* or a *loss*, in bold, if p < {LEVEL} after Holm's "
+        f"correction over {len(OUTCOMES) * len(tested)} tests, and *open* if not. By test NLL: "
+        f"{listed}. Intervals hold for the learning rate and decay that tuning chose. † the "
+        f"learning rate lies on the edge of its grid. {capped} tested runs diverged or reached the "
+        f"cap of {CAP:g} nats. {seconds / 60:.0f} minutes on {trained[0]['device']}; "
         f"{trained[0]['versions']}."
     )
 
@@ -182,86 +213,100 @@ def group(rows, name):
     return groups
 
 
-def verdict(row):
-    """What a row's test NLL says after the correction."""
-    if not row["nll_p_holm"] < LEVEL:
-        return "open"
-    return "better" if row["nll_effect"] < 0 else "worse"
-
-
-PANELS = {  # scale, where the axis turns from linear to logarithmic, ticks, sign of an improvement
-    "nll": ("test NLL, nats", 1, 0.01, (-0.1, -0.01, 0, 0.01, 0.1), -1),
-    "accuracy": ("test accuracy, percentage points", 100, 1, (-10, -1, 0, 1, 10), 1),
+PANELS = {  # scale, where the axis turns from linear to logarithmic, ticks
+    "nll": ("test NLL in nats (left is better)", 1, 0.01, (-0.1, -0.01, 0, 0.01, 0.1)),
+    "accuracy": ("test accuracy in points (right is better)", 100, 1, (-10, -1, 0, 1, 10)),
 }
+TITLES = {  # that fit into a column
+    CONTROL: "control:\nrandom",
+    "centred start + GC": "centred\n+ GC",
+    "optax.centralize": "optax.\ncentralize",
+}
+COLOURS = {"gain": "#0072B2", "loss": "#D55E00", "open": "#777777", "noise": "#777777"}
+
+
+def figure_of(path, outcome):
+    """Returns where the figure of an outcome goes."""
+    return path.with_stem(f"{path.stem}_{outcome}")
 
 
 def draw(rows, path):
-    """Draws a forest plot: an effect and its interval for each cell (lines) and arm (columns)."""
+    """Draws a figure for each outcome: an interval for each cell (lines) and arm (columns).
+
+    Narrow, with a line's name above its intervals, so that a phone shows it.
+    """
     rows = with_statistics(rows)
     cells = list(dict.fromkeys(map(cell_of, rows)))
-    columns = {arm: of for arm, of in group(rows, "arm").items() if arm != BASELINE}
-    figure = Figure(figsize=(14, 2 + 0.5 * len(cells)), layout="constrained")
-    grid = figure.subplots(2, len(columns), sharey=True, sharex="row", squeeze=False)
-    for axes, (outcome, (label, scale, linear, ticks, good)) in zip(
-        grid, PANELS.items(), strict=True
-    ):
-        for ax, (arm, of) in zip(axes, columns.items(), strict=True):
+    for outcome, (label, scale, linear, ticks) in PANELS.items():
+        noise = control_moves(rows, outcome)
+        figure = Figure(figsize=(4.9, 1.6 + 0.42 * len(cells)), layout="constrained")
+        axes = figure.subplots(1, len(SHOWN), sharey=True, sharex=True)
+        for ax, arm in zip(axes, SHOWN, strict=True):
+            of = {cell_of(row): row for row in rows if row["arm"] == arm and not row.get("note")}
+            ax.axvspan(-scale * noise, scale * noise, color="#eeeeee", lw=0)
             ax.axvline(0, color="black", lw=0.8)
-            ax.set_title(arm, fontsize=11)
-            for row in of:
-                y = cells.index(cell_of(row))
-                if row.get("note"):
-                    ax.text(0, y, " n/a", va="center", fontsize=8, color="#888888")
+            ax.set_title(TITLES.get(arm, arm), fontsize=8)
+            for y, cell in enumerate(cells):
+                if not (row := of.get(cell)):
                     continue
                 effect, *ends = (
                     scale * row[f"{outcome}_{name}"] for name in ("effect", "ci_low", "ci_high")
                 )
-                sure = row[f"{outcome}_p_holm"] < LEVEL
-                # Colours that the colour-blind can tell.
-                color = ("#0072B2" if good * effect > 0 else "#D55E00") if sure else "#777777"
-                ax.plot(ends, [y, y], color=color, lw=2, solid_capstyle="butt")
-                ax.plot(effect, y, "o", color=color, ms=4.5, mfc=color if sure else "white")
+                word = verdict(row, outcome, noise)
+                sure = word in ("gain", "loss")
+                color = COLOURS[word]  # that the colour-blind can tell
+                ax.plot(ends, [y, y], color=color, lw=1.8, solid_capstyle="butt")
+                ax.plot(effect, y, "o", color=color, ms=4, mfc=color if sure else "white")
             ax.set_xscale("symlog", linthresh=linear, linscale=0.7)
-            ax.set_xticks(ticks, [f"{tick:g}".replace("-", "−") for tick in ticks], fontsize=8)
+            # Every tick has its line; at this width only the outer ones have room for a label.
+            shown = [f"{t:g}".replace("-", "−") if abs(t) != linear else "" for t in ticks]
+            ax.set_xticks(ticks, shown, fontsize=7)
             ax.minorticks_off()
-            ax.grid(axis="x", color="#e4e4e4", lw=0.8)
+            ax.grid(axis="x", color="#e0e0e0", lw=0.6)
             ax.set_axisbelow(True)
             ax.spines[["top", "right", "left"]].set_visible(False)
-            ax.tick_params(axis="y", length=0, labelsize=9)
-        axes[0].set_xlabel(label, fontweight="bold")
-    grid[0, 0].set_yticks(range(len(cells)), cells)
-    grid[0, 0].set_ylim(len(cells) - 0.5, -0.5)
-    figure.suptitle(
-        "Arm minus no GC at the same seeds, with 95 % intervals; logarithmic beyond inner ticks."
-        f"\nFilled: p < {LEVEL} after Holm's correction, blue better, orange worse."
-    )
-    figure.savefig(path, dpi=110)
+            ax.tick_params(axis="y", length=0, labelleft=False)
+        axes[0].set_ylim(len(cells) - 0.6, -0.75)
+        # In the last panel, so that no other panel covers the names; they begin in the first.
+        at = blended_transform_factory(axes[0].transAxes, axes[-1].transData)
+        for y, cell in enumerate(cells):
+            paper = dict(facecolor="white", edgecolor="none", pad=1)
+            name = dict(fontsize=8, transform=at, va="bottom", bbox=paper)
+            axes[-1].text(0, y - 0.26, cell, **name).set_in_layout(False)
+        figure.supxlabel(f"arm minus no GC, {label}", fontsize=9)
+        figure.suptitle(
+            "Filled: gain (blue) or loss (orange). Grey band: what the control moves.\n"
+            f"95 % intervals; axis linear within ±{linear:g}, logarithmic beyond.",
+            fontsize=8,
+        )
+        figure.savefig(figure_of(path, outcome), dpi=200)
 
 
 def insert(text, table):
-    """Puts the table between the markers in README's text."""
+    """Puts the table between the markers in the page's text."""
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
-        raise SystemExit(f"README has no {BEGIN} followed by {END}. Put both where the table goes.")
+        raise SystemExit(f"There is no {BEGIN} followed by {END}. Put both where the table goes.")
     before, rest = text.split(BEGIN)
     return f"{before}{BEGIN}\n\n{table}\n\n{END}{rest.split(END)[1]}"
 
 
 def main():
-    """Puts the table into README and draws the figure."""
+    """Puts the table into its page and draws the figures."""
     with_defaults = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=with_defaults)
     parser.add_argument("--csv", type=Path, default=HERE / "study.csv", help="study.py's results")
-    parser.add_argument("--readme", type=Path, default=HERE.parent / "README.md", help="to edit")
+    parser.add_argument("--page", type=Path, default=HERE.parent / "docs/study.md", help="to edit")
     parser.add_argument(
-        "--figure", type=Path, default=HERE.parent / "images/study.png", help="to draw"
+        "--figure", type=Path, default=HERE.parent / "images/study.png", help="stem of what to draw"
     )
     args = parser.parse_args()
     rows = read(args.csv)
     args.figure.parent.mkdir(exist_ok=True)
     draw(rows, args.figure)
-    readme = args.readme.read_text(encoding="utf-8")
-    args.readme.write_text(insert(readme, markdown(rows)), encoding="utf-8")
-    print(f"Wrote {args.readme} and {args.figure} from {args.csv}.")
+    page = args.page.read_text(encoding="utf-8")
+    args.page.write_text(insert(page, markdown(rows)), encoding="utf-8")
+    figures = " and ".join(str(figure_of(args.figure, outcome)) for outcome in PANELS)
+    print(f"Wrote {args.page}, {figures} from {args.csv}.")
 
 
 if __name__ == "__main__":

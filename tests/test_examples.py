@@ -49,9 +49,10 @@ def test_digits_prints_finite_numbers_for_every_arm_and_draws_its_curves(tmp_pat
         for arm in ARMS:
             (line,) = re.findall(rf"^{optimizer} [\d.]+ +{re.escape(arm)} .*", printed, re.M)
             found = numbers(line.replace(arm, ""))
-            # The learning rate, then pairs of a mean and a standard error.
+            # The learning rate, then pairs of a mean and half the width of its interval.
             assert len(found) == (5 if arm == "plain" else 9) and all(map(math.isfinite, found))
 
+    assert "The loss curves are in digits.png.\n" in printed
     assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     pixels = np.round(255 * matplotlib.image.imread(tmp_path / "digits.png")[..., :3]).astype(int)
     for _, color in load("digits").GRADIENTS.values():

@@ -1,7 +1,10 @@
 """Every notebook runs from top to bottom in a small mode, and is committed with its outputs."""
 
 import re
+import runpy
+import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import nbformat
@@ -10,11 +13,14 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
-FOLDER = Path(__file__).parents[1] / "notebooks"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+URLS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
+ADDRESS = URLS["Repository"].removeprefix("https://github.com/")
 BADGE = (
     "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
-    "(https://colab.research.google.com/github/optax-gc/optax_gc/blob/main/notebooks/{})"
+    f"(https://colab.research.google.com/github/{ADDRESS}/blob/main/notebooks/{{}})"
 )
 MACHINE_PATHS = re.compile(
     r"/(?:home|root|tmp|work|Users|content|opt|usr|var|mnt)/\w|[A-Z]:\\\w|site-packages"
@@ -104,11 +110,29 @@ def test_a_notebook_opens_and_installs_on_colab(path):
     notebook = nbformat.read(path, as_version=4)
     title, install, header = notebook.cells[:3]
     assert title.source.startswith("# ") and BADGE.format(path.name) in title.source
-    assert 'find_spec("optax_gc") is None' in install.source
-    assert "git+https://github.com/optax-gc/optax_gc" in install.source
+    assert f'"git+https://github.com/{ADDRESS}"' in install.source
     # Colab comes with the jaxlib for its accelerator.
     assert not re.search(r"jax\[|jaxlib|jax==|--upgrade|-U\b", install.source)
     assert 'os.environ.get("OPTAX_GC_SMALL")' in install.source + header.source
+
+
+@every_notebook
+@pytest.mark.parametrize("in_a_checkout", [True, False])
+def test_the_install_cell_prefers_the_checkout_it_lies_in(
+    path, in_a_checkout, tmp_path, monkeypatch
+):
+    (tmp_path / "notebooks").mkdir()
+    if in_a_checkout:
+        (tmp_path / "optax_gc").mkdir()
+    cell = tmp_path / "cell.py"
+    cell.write_text(nbformat.read(path, as_version=4).cells[1].source)
+    commands = []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command))
+    monkeypatch.chdir(tmp_path / "notebooks")
+    runpy.run_path(str(cell))
+    source = str(tmp_path.resolve()) if in_a_checkout else f"git+https://github.com/{ADDRESS}"
+    assert commands[0][:4] == [sys.executable, "-m", "pip", "install"] and source in commands[0]
 
 
 @every_notebook

@@ -54,8 +54,9 @@ def test_quick_study_has_a_row_for_every_cell_and_arm_and_a_figure(finished):
             assert "not applicable" in row["note"] and row["nll_mean"] == ""
         else:
             assert row["nll_seeds"].shape == (QUICK.seeds,) and np.isfinite(row["nll_seeds"]).all()
-    figure = (finished.parent / "study.png").read_bytes()
-    assert figure.startswith(b"\x89PNG\r\n\x1a\n") and len(figure) > 10_000
+    for outcome in study_table.OUTCOMES:
+        figure = (finished.parent / f"study_{outcome}.png").read_bytes()
+        assert figure.startswith(b"\x89PNG\r\n\x1a\n") and len(figure) > 10_000
 
 
 def test_recorded_statistics_follow_from_the_recorded_seeds(finished):
@@ -258,10 +259,25 @@ def test_committed_results_have_every_arm_of_every_cell():
     assert all(int(row["n_seeds"]) >= 20 for row in rows if not row["note"])
 
 
-def test_readme_has_the_table_that_the_script_makes_from_the_committed_results():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_page_has_the_table_that_the_script_makes_from_the_committed_results():
+    page = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
     table = study_table.markdown(study_table.read(ROOT / "examples" / "study.csv"))
-    assert study_table.insert(readme, table) == readme
+    assert study_table.insert(page, table) == page
+
+
+@pytest.mark.parametrize(
+    ("effect", "p", "word"),
+    [(-0.05, 0.01, "gain"), (0.05, 0.01, "loss"), (-0.05, 0.2, "open"), (-0.02, 1e-9, "noise")],
+)
+def test_what_the_control_also_moves_is_noise_however_sure(effect, p, word):
+    row = dict(arm="GC", nll_effect=effect, nll_p_holm=p)
+    controls = [
+        dict(arm=study_table.CONTROL, nll_effect=e, nll_ci_low=low, nll_ci_high=high)
+        for e, low, high in ((0.03, 0.01, 0.05), (-0.2, -0.5, 0.1), (-0.01, -0.02, -0.005))
+    ]
+    noise = study_table.control_moves([row, *controls], "nll")
+    assert noise == 0.03  # the largest of those whose interval excludes zero
+    assert study_table.verdict(row, "nll", noise) == word
 
 
 def test_inserting_replaces_what_is_between_the_markers_and_nothing_else():

@@ -15,8 +15,8 @@ from .._project import subtract_mean
 class Sharpness(NamedTuple):
     """An eigenvalue and its error: an eigenvalue lies within ``error`` of ``value``."""
 
-    value: jax.Array
-    error: jax.Array
+    value: jax.Array  #: the estimate of the eigenvalue
+    error: jax.Array  #: how far the nearest eigenvalue may be from it
 
 
 def sharpness(

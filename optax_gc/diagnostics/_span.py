@@ -31,10 +31,10 @@ def span_residual(
     Adam leaves the span, and so does GC, which adds a constant vector to it.
 
     Args:
-      weight: a dense kernel (any layout, see ``axes``), or a convolution's (*window, in / groups,
-        out), as Flax, Haiku and Keras have it.
-      inputs: what the layer was fed, dense: (*batch, *fan-in); convolution: (*batch, *space, in).
-        The span is that of all of them.
+      weight: a dense kernel (any layout, see ``axes``), or a convolution's ``(*window,
+        in / groups, out)``, as Flax, Haiku and Keras have it.
+      inputs: what the layer was fed, dense: ``(*batch, *fan_in)``; convolution:
+        ``(*batch, *space, in)``. The span is that of all of them.
       axes: the fan-in axes of a dense kernel; None for all but the last.
       padding: the convolution's: ``"SAME"``, ``"SAME_LOWER"``, ``"VALID"``, or (low, high) for
         each dimension of space; None for a dense layer.

@@ -17,15 +17,15 @@ from ._lengths import direction, largest, length, ratio, together
 class Removed(NamedTuple):
     """How much of a gradient is its mean over the fan-in, from 0 to 1."""
 
-    total: jax.Array  # of all parameters together, those left alone included
-    parameters: dict[str, jax.Array]  # of each parameter that is centralized
+    total: jax.Array  #: of all parameters together, those left alone included
+    parameters: dict[str, jax.Array]  #: of each parameter that is centralized
 
 
 class Norms(NamedTuple):
     """The size of one array."""
 
-    l2: jax.Array
-    max: jax.Array  # of absolute values
+    l2: jax.Array  #: the root of the sum of squares
+    max: jax.Array  #: of absolute values
 
 
 def removed_fraction(grads: Any, axes: AxesLike = axes_from_rank, *, specs: Any = None) -> Removed:
