@@ -18,6 +18,7 @@ for _name, _value in {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # without a device there is none to share
 }.items():
     os.environ.setdefault(_name, _value)
 
