@@ -41,3 +41,17 @@ def pythons(session: nox.Session) -> None:
     """The library on the newest versions that each Python has."""
     session.install("--upgrade", *NEWEST, "-e", ".[test]")
     session.run("python", "-m", "pytest", *(session.posargs or LIBRARY))
+
+
+@nox.session(python=PYTHONS[0])
+def tpu(session: nox.Session) -> None:
+    """Programs for TPUs, compiled without one; 1.5 GB to install."""
+    session.install("jax[tpu]", "-e", ".[notebooks]", "pytest", "pytest-xdist")
+    session.run("python", "-m", "pytest", *(session.posargs or ["tests/test_compiled.py"]))
+
+
+@nox.session(python=PYTHONS[0])
+def gpu(session: nox.Session) -> None:
+    """Programs for NVIDIA's GPUs, compiled without one or its driver; 4 GB to install."""
+    session.install("jax[cuda12]", "-e", ".[notebooks]", "pytest", "pytest-xdist")
+    session.run("python", "-m", "pytest", *(session.posargs or ["tests/test_compiled.py"]))

@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import targets  # before jax, whose platforms it chooses
 import jax
 import jax.numpy as jnp
 import optax
+import targets
 import trees
 from jax.sharding import PartitionSpec
 from tables import NAIVE, OPTAX, OURS, WITHOUT

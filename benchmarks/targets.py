@@ -11,9 +11,14 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
 # Before JAX makes a client: nothing is asked of a machine in the cloud, or of a driver.
+jax.config.update("jax_platforms", "cpu")
 for _name, _value in {
-    "JAX_PLATFORMS": "cpu",
     "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -21,11 +26,6 @@ for _name, _value in {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # without a device there is none to share
 }.items():
     os.environ.setdefault(_name, _value)
-
-import jax
-import numpy as np
-from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 # One topology, and one of 16 chips. No smaller one is known than a host's.
 _TPUS = {"v5e": ("v5e:2x2", "v5e:4x4"), "v6e": ("v6e:2x2", "v6e:4x4"), "v4": ("v4:2x2x1", "")}

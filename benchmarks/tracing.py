@@ -23,7 +23,10 @@ from tqdm import tqdm
 from optax_gc import axes_from_trace
 
 FILE = pathlib.Path(__file__).with_name("tracing.csv")
-FIELDS = ("model", "arrays", "rounds", "make_jaxpr", "axes_from_trace", "ratio", "least", "greatest", "jax")  # fmt: skip
+FIELDS = (
+    "model", "arrays", "rounds", "make_jaxpr", "axes_from_trace", "ratio", "least", "greatest",
+    "jax",
+)  # fmt: skip
 
 
 class Model(NamedTuple):

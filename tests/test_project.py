@@ -69,7 +69,9 @@ def test_shards_of_a_fan_in_are_transposed_over_the_whole_of_it():
     )
     g, c = array((24, 5)), array((24, 5), seed=1)
     (transposed,) = jax.linear_transpose(jax.jit(mapped), g)(c)
-    np.testing.assert_allclose(transposed, c - np.asarray(c).mean(0, keepdims=True), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        transposed, c - np.asarray(c).mean(0, keepdims=True), rtol=0, atol=1e-6
+    )
 
 
 def test_rounding_in_integers_is_the_conversion_to_the_last_bit_and_sign():
