@@ -23,7 +23,7 @@ from tqdm import tqdm
 from optax_gc import axes_from_trace
 
 FILE = pathlib.Path(__file__).with_name("tracing.csv")
-FIELDS = (
+FIELDS: tuple[str, ...] = (
     "model", "arrays", "rounds", "make_jaxpr", "axes_from_trace", "ratio", "least", "greatest",
     "jax",
 )  # fmt: skip

@@ -80,7 +80,8 @@ def test_shards_of_a_fan_in_exchange_one_small_all_reduce(chip, mesh, dtype):
     assert without["collectives"] == 0
     assert ours["collectives"] == 1
     assert ours["collective_bytes"] <= 0.002 * ours["gradients"]
-    assert ours["temporaries"] - without["temporaries"] <= 0.005 * ours["shard"]
+    # Room for what is sent and what comes back.
+    assert ours["temporaries"] - without["temporaries"] <= 3 * ours["collective_bytes"]
 
 
 def test_bytes_moved_are_those_of_the_entry_computation_without_its_parameters():
