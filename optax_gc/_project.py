@@ -38,8 +38,8 @@ def subtract_mean(g: Any, axes: Axes, mesh_axes: tuple[str, ...] = ()) -> jax.Ar
             default=lambda g: less_mean(g, _total, cast),
         )
 
-    # Not to solve anything, but to say that P is linear and its own transpose, whatever it is
-    # made of: jax.custom_derivatives.linear_call does not know vmap.
+    # Solves nothing, but says that P is linear and its own transpose, whatever it is made of;
+    # jax.custom_derivatives.linear_call, which is for that, does not know vmap.
     return lax.custom_linear_solve(lambda x: x, g, project, symmetric=True)
 
 
@@ -84,13 +84,11 @@ def _total_on_cpu(g: jax.Array, axes: Axes) -> jax.Array:
 def _in_part(x: jax.Array, axes: Axes) -> jax.Array:
     """`x` added up over a part of the fan-in, where that makes its sum more exact or faster.
 
-    XLA on CPU adds up in blocks of 32 along an axis, but short axes together in one sequence, whose
-    rounding errors grow with its length: means of 8.9 units of roundoff were left on (3, 3, 3, 8,
-    16), and 2.8 by a sum of sums (gradients of offset 10, jax 0.10.2).
-
-    A large kernel it adds up column by column, a cache line for every row: 84 ms for (4096, 16384)
-    and 185 ms for (1024, 32000), where block by block takes 24 and 20 ms (2 cores, jax 0.10.2).
-    Shards keep whole blocks, or the partitioner would move the kernel.
+    XLA adds up in blocks of 32 along an axis, but short axes in one sequence, whose errors grow
+    with its length: means of 8.9 units of roundoff were left on (3, 3, 3, 8, 16), and 2.8 by a sum
+    of sums. A large kernel it adds up column by column, a cache line for every row: 84 ms for
+    (4096, 16384), which take 24 ms block by block (2 cores, jax 0.10.2). Shards keep whole blocks,
+    or the partitioner would move the kernel.
     """
     along = axes[-1]
     rows = x.shape[along]
@@ -111,15 +109,14 @@ def _in_part(x: jax.Array, axes: Axes) -> jax.Array:
 
 
 def _cast_on_cpu(x: jax.Array, dtype: Any) -> jax.Array:
-    """The same as `cast`, but to bfloat16 in integers.
+    """As `cast`, but to bfloat16 in integers.
 
-    XLA writes out a conversion that two readers share, as Adam's moments do, and does not write out
-    this.
+    A conversion that two readers share, as Adam's moments do, XLA writes out, and not this.
     """
     if (x.dtype, dtype) != (jnp.float32, jnp.bfloat16):
         return cast(x, dtype)
     bits = lax.bitcast_convert_type(x, jnp.uint32)
     rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
     nan = (bits >> 16 & 0x8000) | 0x7FC0
-    bits = jnp.where(jnp.isnan(x), nan, rounded).astype(jnp.uint16)
-    return lax.bitcast_convert_type(bits, jnp.bfloat16)
+    rounded = jnp.where(jnp.isnan(x), nan, rounded).astype(jnp.uint16)
+    return lax.bitcast_convert_type(rounded, jnp.bfloat16)
