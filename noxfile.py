@@ -66,3 +66,17 @@ def mutants(session: nox.Session) -> None:
     """Changes the files given, one place at a time, and lists the changes that no test notices."""
     session.install("--upgrade", *NEWEST, "-e", ".[test]")
     session.run("python", "tests/mutants.py", *session.posargs)
+
+
+@nox.session(python=PYTHONS[0])
+def tpu(session: nox.Session) -> None:
+    """Programs for TPUs, compiled without one; 1.5 GB to install."""
+    session.install("jax[tpu]", "-e", ".[notebooks]", "pytest", "pytest-xdist")
+    session.run("python", "-m", "pytest", *(session.posargs or ["tests/test_compiled.py"]))
+
+
+@nox.session(python=PYTHONS[0])
+def gpu(session: nox.Session) -> None:
+    """Programs for NVIDIA's GPUs, compiled without one or its driver; 4 GB to install."""
+    session.install("jax[cuda12]", "-e", ".[notebooks]", "pytest", "pytest-xdist")
+    session.run("python", "-m", "pytest", *(session.posargs or ["tests/test_compiled.py"]))

@@ -1,6 +1,6 @@
 """Times an optimizer step with Gradient Centralization over the same step without, on any device.
 
-    python benchmarks/overhead.py [--quick] [--json FILE] [--chart FILE] [--trees NAME ...]
+    python benchmarks/overhead.py [--quick] [--csv FILE] [--chart FILE] [--trees NAME ...]
 
 A step is update and apply, with parameters and optimizer state donated, all in the row's dtype.
 The variants of a row take turns on the same arrays; a ratio is the median over the rounds of a
@@ -10,13 +10,13 @@ brackets. The step without GC is timed twice a round: a row in which it differs 
 """
 
 import argparse
+import csv
 import functools
-import json
 import os
 import pathlib
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -206,11 +206,48 @@ def training_row(rounds: int, layers: int, batch: int) -> dict:
     }
 
 
+FIELDS = (
+    "step", "dtype", "optimizer", "variant", "seconds", "ratio", "least", "greatest", "floor",
+    "void", "temporaries", "accessed", "trace_s", "compile_s", "rounds", "load", "device", "jax",
+)  # fmt: skip
+
+
+def records(result: dict) -> Iterator[dict]:
+    """A record for each variant of each row; times to trace and to compile have their own."""
+    run = {key: result[key] for key in ("rounds", "load", "device", "jax")}
+    training = {
+        "tree": "training, small ViT",
+        "dtype": "float32",
+        "optimizer": "adam",
+        **result["training"],
+    }
+    for r in [*result["rows"], training]:
+        for variant, seconds in r["seconds"].items():
+            median, least, greatest = r["ratios"].get(variant, ("", "", ""))
+            yield {
+                "step": r["tree"],
+                "dtype": r["dtype"],
+                "optimizer": r["optimizer"],
+                "variant": variant,
+                "seconds": seconds,
+                "ratio": median,
+                "least": least,
+                "greatest": greatest,
+                "floor": r.get("floor", ""),
+                "void": r["void"],
+                **{k: r[k].get(variant, "") for k in ("temporaries", "accessed") if k in r},
+                **run,
+            }
+    for r in result["compile"]:
+        for variant in (WITHOUT, NAIVE, OURS):
+            yield {"step": f"{r['leaves']} arrays", "variant": variant, **r[variant], **run}
+
+
 def main() -> None:
     """Measures, prints, and writes what is asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small trees, under a minute")
-    parser.add_argument("--json", type=pathlib.Path, help="write every number to this file")
+    parser.add_argument("--csv", type=pathlib.Path, help="write every number to this file")
     parser.add_argument("--chart", type=pathlib.Path, help="write a bar chart to this file")
     parser.add_argument("--rounds", type=int, help="rounds a row (default 25, quick 5)")
     parser.add_argument("--trees", nargs="+", choices=list(trees.TREES), help="only these")
@@ -247,8 +284,11 @@ def main() -> None:
         result["training"] = training_row(rounds, *((1, 8) if options.quick else (4, 32)))
         bar.update()
     print("\n".join(lines(result)))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1))
+    if options.csv:
+        with options.csv.open("w", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(records(result))
     if options.chart:
         chart(result, options.chart)
 

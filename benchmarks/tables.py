@@ -1,7 +1,14 @@
-"""The results of overhead.py as tables and as a bar chart."""
+"""The results of the benchmarks as tables and as a bar chart.
 
+python benchmarks/tables.py benchmarks/compiled.csv  # or overhead.csv, tracing.csv: Markdown
+"""
+
+import csv
 import pathlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+
+import trees
 
 WITHOUT, AGAIN, OPTAX, NAIVE, OURS = "without", "A/A", "optax", "naive", "ours"
 
@@ -62,3 +69,112 @@ def chart(result: dict, file: pathlib.Path) -> None:
     axes.set(xlabel="step time over the step without GC", title=result["device"])
     axes.legend()
     figure.savefig(file)
+
+
+# ---- Markdown, of the files that the benchmarks write
+
+Record = dict[str, str]
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A table whose columns but the first are numbers."""
+    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def compiled(records: list[Record]) -> str:
+    """What steps move, over the same steps without GC; meshes; and training steps."""
+    found = {
+        (r["chip"], r["mesh"], r["step"], r["dtype"], r["optimizer"], r["variant"]): r
+        for r in records
+    }
+    cases = list(dict.fromkeys(key[:-1] for key in found))
+    plain, meshes, training = [], [], []
+    for case in cases:
+        chip, mesh, step, dtype, optimizer = case
+        of = {v: found[*case, v] for v in (WITHOUT, OURS, NAIVE, OPTAX) if (*case, v) in found}
+        if WITHOUT not in of or OURS not in of:
+            continue
+        name = [f"{chip}, {named(step)}, {dtype}, {optimizer}"]
+        without, ours = of[WITHOUT], of[OURS]
+
+        def over(field: str, r: Record, without: Record = without) -> str:
+            return f"{int(r[field]) / int(without[field]):.3f}"
+
+        more = (int(ours["temporaries"]) - int(without["temporaries"])) / int(ours["shard"])
+        if step.startswith("training"):
+            peaks = [f"{int(r['peak']) / 2**30:.3f}" for r in (without, ours)]
+            training.append([f"{chip}, {named(step)}, {dtype}, {optimizer}", *peaks])
+        elif mesh:
+            share = int(ours["collective_bytes"]) / int(ours["gradients"])
+            counts = [f"{r['collectives']}" for r in of.values()]
+            meshes.append([f"{chip}, {mesh}, {dtype}", *counts, f"{100 * share:.3f} %"])
+        elif len(of) == 4:
+            floor = 1 + trees.share(trees.TREES[step]()) * int(ours["shard"]) / int(
+                without["moved"]
+            )
+            ratios = [over("moved", of[v]) for v in (OURS, NAIVE, OPTAX)]
+            wasted = (int(of[OPTAX]["temporaries"]) - int(without["temporaries"])) / int(
+                ours["shard"]
+            )
+            plain.append([*name, f"{floor:.3f}", *ratios, f"{more:.3f}", f"{wasted:.3f}"])
+    heads = {
+        "step": ["floor", OURS, NAIVE, "optax", "temporaries: ours", "optax"],
+        "mesh": [f"collectives: {WITHOUT}", OURS, NAIVE, "optax", "bytes of ours"],
+        "training step": [f"peak GiB: {WITHOUT}", OURS],
+    }
+    tables = zip(heads.items(), (plain, meshes, training), strict=True)
+    return "\n\n".join(markdown([first, *rest], rows) for (first, rest), rows in tables if rows)
+
+
+def overhead(records: list[Record]) -> str:
+    """Ratios of times with their ranges; the A/A column is the step without GC over itself."""
+    found: dict[tuple[str, ...], dict[str, Record]] = {}
+    for r in records:
+        found.setdefault((r["step"], r["dtype"], r["optimizer"]), {})[r["variant"]] = r
+    rows = []
+    for (step, dtype, optimizer), of in found.items():
+        if AGAIN not in of:  # times to trace and to compile
+            continue
+        cells = [
+            spread((float(r["ratio"]), float(r["least"]), float(r["greatest"])))
+            if (r := of.get(v))
+            else ""
+            for v in (AGAIN, OURS, NAIVE, OPTAX)
+        ]
+        void = " (void)" if of[AGAIN]["void"] == "True" else ""
+        milliseconds = f"{1e3 * float(of[WITHOUT]['seconds']):.2f}"
+        rows.append([f"{named(step)}, {dtype}, {optimizer}{void}", milliseconds, *cells])
+    return markdown(["step", f"ms {WITHOUT}", AGAIN, OURS, NAIVE, "optax"], rows)
+
+
+def tracing(records: list[Record]) -> str:
+    """Seconds to trace, and the ratio with its range."""
+    rows = [
+        [
+            f"{r['model']}, {r['arrays']} arrays",
+            r["make_jaxpr"],
+            r["axes_from_trace"],
+            f"{r['ratio']} [{r['least']}, {r['greatest']}]",
+        ]
+        for r in records
+    ]
+    return markdown(["model", "make_jaxpr (s)", "axes_from_trace (s)", "ratio"], rows)
+
+
+def named(step: str) -> str:
+    """The name of a step for who has not read the one before."""
+    return step.replace("the same, stacked", "24 layers, stacked")
+
+
+TABLES: dict[str, Callable[[list[Record]], str]] = {
+    "compiled": compiled,
+    "overhead": overhead,
+    "tracing": tracing,
+}
+
+
+if __name__ == "__main__":
+    path = pathlib.Path(sys.argv[1])
+    with path.open() as file:
+        print(TABLES[path.stem](list(csv.DictReader(file))))

@@ -117,6 +117,13 @@ def nbytes(structs: Any) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(structs))
 
 
+def share(tree: Any) -> float:
+    """Which part of the parameters is kernels, whose gradients have a mean to subtract."""
+    leaves = jax.tree.leaves(tree, is_leaf=is_parameter)
+    kernels = sum(math.prod(p.shape) for p in leaves if p.axes)
+    return kernels / sum(math.prod(p.shape) for p in leaves)
+
+
 def _dense(fan_in: int, out: int) -> dict[str, Any]:
     return {"kernel": Parameter((fan_in, out), (0,)), "bias": Parameter((out,))}
 

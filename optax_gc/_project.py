@@ -1,5 +1,6 @@
 """The projection P = I - e eᵀ of Gradient Centralization, for one array."""
 
+import functools
 import math
 from typing import Any
 
@@ -12,6 +13,7 @@ from ._axes import Axes
 _BLOCK = 128  # rows: few enough to stay in cache while they are added up
 
 
+@functools.partial(jax.jit, static_argnames=("axes", "mesh_axes"), inline=True)
 def subtract_mean(g: Any, axes: Axes, mesh_axes: tuple[str, ...] = ()) -> jax.Array:
     """P g = g - e (eᵀ g), where e is constant along the fan-in and of norm one.
 
@@ -22,20 +24,23 @@ def subtract_mean(g: Any, axes: Axes, mesh_axes: tuple[str, ...] = ()) -> jax.Ar
       axes: its fan-in axes, non-negative.
       mesh_axes: the manual mesh axes of a `jax.shard_map` that shard the fan-in.
     """
-    g = jnp.asarray(g)
-    x = wide(g)
-    # Without the barrier XLA shares one conversion of a 16-bit gradient between the mean and the
-    # subtraction, and writes it out: a copy of twice the gradient's size.
-    mean = wide(lax.optimization_barrier(g)) if x.dtype != g.dtype else x
-    for together in _in_turn(axes, g.shape):
-        fan_in = math.prod(g.shape[axis] for axis in together)
-        blocks = _in_blocks(mean, together) if x.dtype == g.dtype else mean
-        # lax, since jnp.mean loses the weak type.
-        total = lax.expand_dims(lax.reduce_sum(blocks, together), together)
-        mean = _kept_apart(total / fan_in)
-    if mesh_axes:
-        mean = lax.pmean(mean, mesh_axes)
-    return cast(x - mean, g.dtype)
+
+    def less_mean(g: jax.Array, total: Any, rounded: Any) -> jax.Array:
+        mean = total(g, axes) / math.prod(g.shape[axis] for axis in axes)
+        if mesh_axes:
+            mean = lax.pmean(mean, mesh_axes)
+        return rounded(wide(g) - mean, g.dtype)
+
+    def project(_: Any, g: jax.Array) -> jax.Array:
+        return lax.platform_dependent(
+            g,
+            cpu=lambda g: less_mean(g, _total_on_cpu, _cast_on_cpu),
+            default=lambda g: less_mean(g, _total, cast),
+        )
+
+    # Solves nothing, but says that P is linear and its own transpose, whatever it is made of;
+    # jax.custom_derivatives.linear_call, which is for that, does not know vmap.
+    return lax.custom_linear_solve(lambda x: x, g, project, symmetric=True)
 
 
 def wide(x: Any) -> jax.Array:
@@ -44,81 +49,74 @@ def wide(x: Any) -> jax.Array:
     return lax.convert_element_type(x, jnp.float32) if narrow else jnp.asarray(x)
 
 
+def cast(x: jax.Array, dtype: Any) -> jax.Array:
+    """`x` in `dtype`, rounded to the nearest and ties to even."""
+    # Converting to the dtype that it has would lose the weak type.
+    return x if x.dtype == dtype else lax.convert_element_type(x, dtype)
+
+
 def root(squares: jax.Array) -> jax.Array:
     """The square root, with a derivative of 0 at 0, where it would come out as not a number."""
     return jnp.where(squares == 0, 0, lax.sqrt(jnp.where(squares == 0, 1, squares)))
 
 
-def _in_turn(axes: Axes, shape: tuple[int, ...]) -> list[Axes]:
-    """Which axes to average over together, one group after the other.
-
-    XLA on CPU adds up in blocks of 32 along an axis, but short axes together in one sequence, whose
-    rounding errors grow with its length: means of 8.9 units of roundoff were left on (3, 3, 3, 8,
-    16), and 2.8 by a mean of means (gradients of offset 10, jax 0.10.2).
-    """
-    if len(axes) == 1 or max(shape[axis] for axis in axes) > 32:
-        return [axes]
-    return [axes[1:], axes[:1]]
+def _total(g: jax.Array, axes: Axes) -> jax.Array:
+    # lax, since jnp.sum loses the weak type.
+    return lax.expand_dims(lax.reduce_sum(wide(g), axes), axes)
 
 
-def _in_blocks(x: jax.Array, axes: Axes) -> jax.Array:
-    """`x` added up in blocks along the last of `axes`, where that makes its sum faster.
+# ---- what XLA for CPU needs; elsewhere it would only cost
 
-    XLA on CPU adds up a large kernel column by column, a cache line for every row: 84 ms for
-    (4096, 16384) and 185 ms for (1024, 32000), where block by block takes 24 and 20 ms (2 cores,
-    jax 0.10.2). Shards keep whole blocks, or the partitioner would move the kernel.
+
+def _total_on_cpu(g: jax.Array, axes: Axes) -> jax.Array:
+    # Without the barrier XLA shares one conversion of a 16-bit gradient between the mean and the
+    # subtraction, and writes it out: a copy of twice the gradient's size.
+    g = lax.optimization_barrier(g) if jnp.finfo(g.dtype).bits < 32 else _in_part(g, axes)
+    total = _total(g, axes)
+    if jnp.iscomplexobj(total):
+        return total
+    # To the precision that it has: nothing changes, but XLA does not fuse the sum and the
+    # subtraction into one loop, which for wide kernels writes a centred copy of the gradient.
+    real = jnp.finfo(total.dtype)
+    return lax.reduce_precision(total, real.nexp, real.nmant)
+
+
+def _in_part(x: jax.Array, axes: Axes) -> jax.Array:
+    """`x` added up over a part of the fan-in, where that makes its sum more exact or faster.
+
+    XLA adds up in blocks of 32 along an axis, but short axes in one sequence, whose errors grow
+    with its length: means of 8.9 units of roundoff were left on (3, 3, 3, 8, 16), and 2.8 by a sum
+    of sums. A large kernel it adds up column by column, a cache line for every row: 84 ms for
+    (4096, 16384), which take 24 ms block by block (2 cores, jax 0.10.2). Shards keep whole blocks,
+    or the partitioner would move the kernel.
     """
     along = axes[-1]
     rows = x.shape[along]
-    if (
-        jax.default_backend() != "cpu"
-        or x.size < 2**19
+    if len(axes) > 1 and max(x.shape[axis] for axis in axes) <= 32:
+        part = _total(x, axes[1:])
+    elif (
+        x.size < 2**19
         or along == x.ndim - 1
         or rows <= _BLOCK
         or rows % (_BLOCK * jax.device_count())
         or any(jax.typeof(x).sharding.spec)  # in explicit mode, where a split axis may not be cut
     ):
         return x
-    shape = (*x.shape[:along], rows // _BLOCK, _BLOCK, *x.shape[along + 1 :])
-    blocks = lax.reduce_sum(lax.reshape(x, shape), (along + 1,))
-    return lax.optimization_barrier(blocks)  # or XLA makes one sum of two
+    else:
+        shape = (*x.shape[:along], rows // _BLOCK, _BLOCK, *x.shape[along + 1 :])
+        part = lax.reduce_sum(lax.reshape(x, shape), (along + 1,))
+    return lax.optimization_barrier(part)  # or XLA makes one sum of two
 
 
-def _kept_apart(mean: jax.Array) -> jax.Array:
-    """`mean` itself, which XLA does not fuse with what reads it.
+def _cast_on_cpu(x: jax.Array, dtype: Any) -> jax.Array:
+    """As `cast`, but to bfloat16 in integers.
 
-    It would fuse the reduction and the subtraction into one loop, which for wide kernels writes a
-    centred copy of the whole gradient.
+    A conversion that two readers share, as Adam's moments do, XLA writes out, and not this.
     """
-    if jnp.iscomplexobj(mean):
-        return mean
-    low, high = (lax.full_like(mean, bound, shape=()) for bound in (-jnp.inf, jnp.inf))
-    return lax.clamp(low, mean, high)
-
-
-def cast(x: jax.Array, dtype: Any) -> jax.Array:
-    """`x` in `dtype`, rounded to the nearest and ties to even."""
-    if x.dtype == dtype:
-        return x  # converting would lose the weak type
-    if (x.dtype, dtype) == (jnp.float32, jnp.bfloat16):
-        return _to_bfloat16(x)
-    return lax.convert_element_type(x, dtype)
-
-
-@jax.custom_jvp
-def _to_bfloat16(x: jax.Array) -> jax.Array:
-    """Rounds float32 as a conversion does, but in integers.
-
-    XLA writes out a conversion that two readers share, as Adam's moments do, and does not write out
-    this.
-    """
+    if (x.dtype, dtype) != (jnp.float32, jnp.bfloat16):
+        return cast(x, dtype)
     bits = lax.bitcast_convert_type(x, jnp.uint32)
     rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
-    rounded = jnp.where(jnp.isnan(x), jnp.uint32(0x7FC0), rounded)
-    return lax.bitcast_convert_type(rounded.astype(jnp.uint16), jnp.bfloat16)
-
-
-@_to_bfloat16.defjvp
-def _to_bfloat16_jvp(primals: Any, tangents: Any) -> Any:
-    # Integers have no derivative; that of rounding is taken as one, as for a conversion.
-    return _to_bfloat16(*primals), lax.convert_element_type(tangents[0], jnp.bfloat16)
+    nan = (bits >> 16 & 0x8000) | 0x7FC0
+    rounded = jnp.where(jnp.isnan(x), nan, rounded).astype(jnp.uint16)
+    return lax.bitcast_convert_type(rounded, jnp.bfloat16)

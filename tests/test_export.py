@@ -67,6 +67,9 @@ def exported(chain, platforms, dtype):
     return step(params, jax.eval_shape(tx.init, params), params)
 
 
+# What XLA for CPU needs and others do not: barriers, roundings, integers.
+FOR_CPU = {"optimization_barrier", "reduce_precision", "bitcast_convert"}
+
 EVERY_CHAIN = pytest.mark.parametrize("chain", CHAINS)
 EVERY_PLATFORM = pytest.mark.parametrize("platform", ["tpu", "cuda", "rocm"])
 EVERY_DTYPE = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
@@ -93,6 +96,34 @@ def test_programs_for_accelerators_reduce_in_float32(chain, platform, dtype):
     assert len(reduced) == module.count("stablehlo.reduce(")
     assert len(reduced) >= 3
     assert all(tensor.endswith("xf32") for tensor in reduced), reduced
+
+
+def operations_of(program):
+    return set(re.findall(r"stablehlo\.(\w+)", program.mlir_module()))
+
+
+@EVERY_CHAIN
+@EVERY_PLATFORM
+@EVERY_DTYPE
+def test_programs_for_accelerators_hold_nothing_that_is_for_the_cpu(chain, platform, dtype):
+    assert not operations_of(exported(chain, (platform,), dtype)) & FOR_CPU
+
+
+@pytest.mark.parametrize(
+    ("dtype", "found"),
+    [
+        (jnp.float32, {"optimization_barrier", "reduce_precision"}),  # the barrier for (3, 3, 8)
+        (jnp.bfloat16, FOR_CPU),
+        (jnp.float16, {"optimization_barrier", "reduce_precision"}),
+    ],
+)
+def test_programs_for_the_cpu_hold_what_it_needs(dtype, found):
+    assert operations_of(exported("centralize", ("cpu",), dtype)) & FOR_CPU == found
+
+
+def test_one_program_for_two_platforms_chooses_where_it_runs():
+    program = exported("centralize", ("cpu", "tpu"), jnp.float32)
+    assert operations_of(program) >= {"case", "reduce_precision"}
 
 
 @EVERY_PLATFORM

@@ -1,0 +1,162 @@
+"""What XLA makes of centralize for TPUs and GPUs that are not here, read from its programs.
+
+`nox -s tpu` and `nox -s gpu` bring the compilers; without them, these tests are skipped.
+"""
+
+import functools
+import sys
+from pathlib import Path
+
+import jax
+import nbformat
+import numpy as np
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
+import compiled
+import targets
+import trees
+from tables import NAIVE, OURS, WITHOUT
+
+TPUS = [chip for chip in targets.installed() if chip.startswith("v")]
+GPUS = [chip for chip in targets.installed() if chip not in TPUS]
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+# One wide kernel; and kernels of every kind, with a layer axis, in few arrays.
+STEPS = ("4096 × 16384", compiled.STACKED)
+NOTHING = 0.001  # of the gradients: a mean for each output, and what a GPU's blocks exchange
+
+every_chip = pytest.mark.parametrize("chip", TPUS + GPUS)
+every_gpu = pytest.mark.parametrize("chip", GPUS)
+every_step = pytest.mark.parametrize("step", STEPS)
+every_dtype = pytest.mark.parametrize("dtype", compiled.DTYPES)
+
+
+@pytest.fixture(autouse=True)
+def promotion_as_users_have_it(standard_promotion):
+    """Optax's Adam does not run under the strict one."""
+
+
+@functools.cache
+def row(chip, mesh, step, dtype, variant):
+    return compiled.row(compiled.Job(chip, mesh, step, dtype, "adam", variant))
+
+
+def rows(chip, step, dtype, *variants):
+    return [row(chip, "", step, dtype, variant) for variant in variants]
+
+
+@every_chip
+@every_step
+@every_dtype
+def test_a_step_moves_no_more_than_with_the_formula_as_one_would_write_it(chip, step, dtype):
+    ours, naive = rows(chip, step, dtype, OURS, NAIVE)
+    assert ours["moved"] <= naive["moved"]
+
+
+@every_chip
+@every_step
+@every_dtype
+def test_a_step_needs_no_temporaries_for_it(chip, step, dtype):
+    ours, without = rows(chip, step, dtype, OURS, WITHOUT)
+    assert ours["temporaries"] - without["temporaries"] <= NOTHING * ours["gradients"]
+    assert ours["peak"] - without["peak"] <= NOTHING * ours["gradients"]
+
+
+@every_gpu
+@every_step
+@every_dtype
+def test_a_step_on_a_gpu_moves_little_more_than_one_more_read_of_each_gradient(chip, step, dtype):
+    ours, without = rows(chip, step, dtype, OURS, WITHOUT)
+    kernels = trees.share(trees.TREES[step]()) * ours["gradients"]
+    assert ours["moved"] <= 1.01 * (without["moved"] + kernels)
+
+
+@pytest.mark.parametrize("chip", [c for c in ("v5e", "H100") if c in TPUS + GPUS])
+@pytest.mark.parametrize("mesh", compiled.MESHES)
+@every_dtype
+def test_shards_of_a_fan_in_exchange_one_small_all_reduce(chip, mesh, dtype):
+    ours, without = (row(chip, mesh, compiled.STACKED, dtype, v) for v in (OURS, WITHOUT))
+    assert without["collectives"] == 0
+    assert ours["collectives"] == 1
+    assert ours["collective_bytes"] <= 0.002 * ours["gradients"]
+    # Room for what is sent and what comes back.
+    assert ours["temporaries"] - without["temporaries"] <= 3 * ours["collective_bytes"]
+
+
+def test_bytes_moved_are_those_of_the_entry_computation_without_its_parameters():
+    program = """
+%inner (p: f32[4,8]) -> f32[8] {
+  ROOT %sum = f32[8]{0} reduce(%p), dimensions={0}
+}
+ENTRY %main (g: bf16[4,8], w: f32[4,8]) -> (f32[8], f32[4,8]) {
+  %g = bf16[4,8]{1,0:T(8,128)(2,1)} parameter(0)
+  %w = f32[4,8]{1,0} parameter(1)
+  %b = f32[32]{0} bitcast(%w)
+  %s = (f32[8]{0}, pred[]) fusion(%g, /*index=1*/%w), kind=kLoop, calls=%inner
+  %t = f32[8]{0} get-tuple-element(%s), index=0
+  ROOT %r = (f32[8]{0}, f32[4,8]{1,0}) tuple(%t, %w)
+}
+"""
+    assert targets.moved(program) == (8 * 4 + 1) + 32 * 2 + 32 * 4
+
+
+def test_collectives_are_counted_once_with_their_bytes():
+    program = """
+  %a = f32[2,8]{1,0} all-reduce(%x), channel_id=1
+  %b = bf16[64]{0} all-gather-start(%y), dimensions={0}
+  %c = bf16[64]{0} all-gather-done(%b)
+  %d = (f32[8]{0}, f32[4]{0}) all-reduce(%x, %z), to_apply=%sum
+"""
+    assert targets.collectives(program) == [64, 128, 48]
+
+
+class CompilesElsewhere:
+    """Stands for `jax.jit`, and compiles what is called for another target too."""
+
+    def __init__(self, target):
+        self.jit, self.target, self.seen = jax.jit, target, set()
+
+    def __call__(self, fun=None, **options):
+        if fun is None:
+            return functools.partial(self, **options)
+        jitted = self.jit(fun, **options)
+
+        @functools.wraps(fun, updated=())
+        def call(*args, **kwargs):
+            leaves, structure = jax.tree.flatten((args, kwargs))
+            signature = (jitted, structure, *(getattr(x, "aval", np.shape(x)) for x in leaves))
+            nested = any(isinstance(x, jax.core.Tracer) for x in leaves)
+            if not nested and signature not in self.seen:
+                self.seen.add(signature)
+                # Here and not afterwards, since NNX traces only while its function is called.
+                there_args, there_kwargs = jax.tree.map(self.there, (args, kwargs))
+                assert self.target.compile(jitted, *there_args, **there_kwargs).as_text()
+            return jitted(*args, **kwargs)
+
+        call.lower = jitted.lower
+        return call
+
+    def there(self, x):
+        if not isinstance(x, jax.Array | np.ndarray):
+            return x
+        dtype = jax.dtypes.canonicalize_dtype(x.dtype, allow_extended_dtype=True)
+        return self.target.structs(jax.ShapeDtypeStruct(x.shape, dtype))
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("chip", TPUS[:1])
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_program_of_a_notebook_compiles_for_a_tpu(path, chip, tmp_path, monkeypatch):
+    """Every jitted function, the training step among them, at the sizes of the small mode."""
+    plt = pytest.importorskip("matplotlib.pyplot")
+    there = CompilesElsewhere(targets.target(chip))
+    monkeypatch.setenv("OPTAX_GC_SMALL", "1")
+    monkeypatch.setattr(plt, "show", plt.close)
+    monkeypatch.setattr(jax, "jit", there)
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "notebook"}
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code":
+            exec(compile(cell.source, path.name, "exec"), names)
+    assert there.seen
