@@ -4,7 +4,7 @@ Only uses that a gradient reaches are uses of a parameter: nothing is learned th
 comparison, `stop_gradient`, or a value that no output depends on.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from . import jaxprs
@@ -101,7 +101,15 @@ def _cond(known: Liveness, eqn: Any, outs: Flags, everything: bool) -> Flags:
     return (everything, *(any(column) for column in zip(*flags, strict=True)))
 
 
-CALLS = ("jit", "pjit", "closed_call", "remat2", "shard_map", "composite", "custom_vmap_call")  # jit is pjit in older JAX
+CALLS = (
+    "jit",
+    "pjit",
+    "closed_call",
+    "remat2",
+    "shard_map",
+    "composite",
+    "custom_vmap_call",
+)  # jit is pjit in older JAX
 CUSTOM_CALLS = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 
 RULES_OF_LIVENESS: dict[str, Callable[[Liveness, Any, Flags, bool], Flags]] = {

@@ -13,8 +13,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from .digits import NONE, Dims, Shape, besides, foreign, has_axes, is_whole, met, repeats, vary
-from .uses import EITHER, has_open_ends, oriented_by_rows, refuse_pair, settle_lookup, with_slices_joined
+from .digits import NONE, Dims, Shape, besides, foreign, has_axes, met, repeats, vary
+from .uses import (
+    EITHER,
+    has_open_ends,
+    oriented_by_rows,
+    refuse_pair,
+    settle_lookup,
+    with_slices_joined,
+)
 from .values import CONSTANT, Echo, Kind, Node, Term, Value, once, own_axes, regrouped
 
 MOST_TERMS = 24
@@ -47,7 +54,9 @@ def multiply(trace: Any, a: Value, b: Value, shape: Shape) -> Value:
         b = with_slices_joined(trace, b, final=a.kind == Kind.PARAMETER)
     if not (a.terms or b.terms or a.echoes or b.echoes):
         hot = _hot(a, b)
-        return Value(shape, kind, varies, seen=a.seen | b.seen, loops=a.loops | b.loops, one_hot=hot)
+        return Value(
+            shape, kind, varies, seen=a.seen | b.seen, loops=a.loops | b.loops, one_hot=hot
+        )
     terms = [*_times(a, b), *_times(b, a)]
     if not (a.kind == Kind.DATA or b.kind == Kind.DATA):
         terms += [_product(s, t) for s, t in itertools.product(a.terms, b.terms)]
@@ -119,7 +128,9 @@ def _gated(a: Value, b: Value) -> list[Any]:
         return list(a.echoes.items())
     found: list[Any] = []
     for e, params in a.echoes.items():
-        e = e._replace(data=b.support if e.data is None else vary(e.data, b.support), raw=not b.seen)
+        e = e._replace(
+            data=b.support if e.data is None else vary(e.data, b.support), raw=not b.seen
+        )
         itself = frozenset(p for p in params if b.seen >> p & 1)
         if itself:
             found.append((e, itself))
@@ -148,7 +159,13 @@ def _product(s: Term, t: Term) -> Term:
     if not t.edges:  # a power of a parameter is the parameter, element by element
         nodes = (*s.nodes, *(n for n in t.nodes if n not in s.nodes))
     return Term(
-        nodes, edges, bent=s.bent or t.bent, curved=s.curved or t.curved, loops=s.loops | t.loops, seen=s.seen | t.seen, **both
+        nodes,
+        edges,
+        bent=s.bent or t.bent,
+        curved=s.curved or t.curved,
+        loops=s.loops | t.loops,
+        seen=s.seen | t.seen,
+        **both,
     )
 
 
@@ -266,7 +283,8 @@ def _with_evidence(trace: Any, value: Value) -> Value:
     if full and networks:
         updates = all(has_open_ends(t) for t in networks)
         terms = tuple(
-            t._replace(merged=updates and bool(t.edges), unsure="" if updates else EITHER) for t in value.terms
+            t._replace(merged=updates and bool(t.edges), unsure="" if updates else EITHER)
+            for t in value.terms
         )
         return replace(value, terms=terms)
     return value
@@ -364,9 +382,7 @@ def tidied(trace: Any, value: Value, product: bool = False) -> Value:
                 trace.refuse(n.param, "it is in too many products of parameters")
         return replace(value, terms=(), kind=Kind.DATA, varies=value.support)
     if value.echoes and terms:
-        intact = {
-            n.param: own_axes(n) for t in terms for n in t.nodes if product or t.is_image
-        }
+        intact = {n.param: own_axes(n) for t in terms for n in t.nodes if product or t.is_image}
         absorbed = {
             e: ps
             for e, ps in value.echoes.items()

@@ -41,7 +41,9 @@ Onto = Sequence[int | None]
 PARTLY = "only a part of one of its axes is contracted, or in an order that was lost"
 
 
-def contract(trace: Any, a: Value, b: Value, a_onto: Onto, b_onto: Onto, shape: Shape, n: int) -> Value:
+def contract(
+    trace: Any, a: Value, b: Value, a_onto: Onto, b_onto: Onto, shape: Shape, n: int
+) -> Value:
     """The product of two values, summed over all but its first dimensions.
 
     Args:
@@ -110,7 +112,9 @@ def _outer(trace: Any, sides: Sequence[Value], shape: Shape, keep: Callable[[Dim
     if {a.kind, b.kind} == {Kind.PARAMETER, Kind.DATA}:
         weight, data = (a, b) if a.kind == Kind.PARAMETER else (b, a)
         n = len(keep(shape))
-        ones = [m for t in weight.terms for m in t.nodes if any(f.axes for d in m.dims[n:] for f in d)]
+        ones = [
+            m for t in weight.terms for m in t.nodes if any(f.axes for d in m.dims[n:] for f in d)
+        ]
         if not ones:
             return multiply(trace, a, b, shape).moved(keep, keep(shape))
         for t in weight.terms:
@@ -164,7 +168,8 @@ def summed(
     blank = _blank(over)
     # Contracted with a weight, all else is an activation, whatever it was made by.
     weighted = any(
-        axes_of(n.dims[d] for d in over) and axes_of(blank(n.dims)) - met(blank(n.dims), blank(t.data))
+        axes_of(n.dims[d] for d in over)
+        and axes_of(blank(n.dims)) - met(blank(n.dims), blank(t.data))
         for t in value.terms
         if t.data is not None and not t.bent and not t.picked
         for n in t.nodes
@@ -290,7 +295,12 @@ def _sum_with_data(s: _Sum) -> Result:
     if not roots and _has_fan_in_of_one(s):
         node = t.nodes[0]
         trace.use(node.param, "elementwise")
-        left = used(trace, t, node._replace(dims=without(s.blank(node.dims), s.blank(t.data))), s.blank(t.data))
+        left = used(
+            trace,
+            t,
+            node._replace(dims=without(s.blank(node.dims), s.blank(t.data))),
+            s.blank(t.data),
+        )
         return [], [(left, frozenset({node.param}))]
     if not roots:
         by_constants = t.constants is not None and bool(any(has_axes(d) for d in s.at(t.constants)))
@@ -319,12 +329,18 @@ def _sum_with_data(s: _Sum) -> Result:
         )
         return [], []
     ends = [i for i in weights if i in roots and s.alone(i)]
-    apart = [frozenset(d for d, dim in enumerate(s.blank(t.nodes[i].dims)) if has_axes(dim)) for i in ends]
+    apart = [
+        frozenset(d for d, dim in enumerate(s.blank(t.nodes[i].dims)) if has_axes(dim))
+        for i in ends
+    ]
     if len(ends) > 1 and not frozenset.intersection(*apart):
         s.refuse(ends, "data comes to it from two sides", fan_in)
         return [], []
-    if t.bent and t.edges and not t.merged and all(
-        any(i in dict(edge) for edge in t.edges) for i in range(len(t.nodes))
+    if (
+        t.bent
+        and t.edges
+        and not t.merged
+        and all(any(i in dict(edge) for edge in t.edges) for i in range(len(t.nodes)))
     ):
         made = as_activation(trace, replace(s.value, terms=(t,)), s.over)
         assert made.kind == Kind.DATA
@@ -349,8 +365,7 @@ def _with_outputs(s: _Sum, roots: dict[int, AxisSet], fan_in: dict[int, AxisSet]
     return [
         i
         for i, axes in fan_in.items()
-        if i != CONSTANT
-        and (s.alone(i) or summed_axes(s.t, i) - (NONE if i in roots else axes))
+        if i != CONSTANT and (s.alone(i) or summed_axes(s.t, i) - (NONE if i in roots else axes))
     ]
 
 
@@ -376,9 +391,7 @@ def _why_unclear(s: _Sum, roots: Sequence[int], data: Dims) -> str:
     if t.unsure:
         return t.unsure
     if t.edges and not t.merged:
-        from_weight = any(
-            e.how == "used" and met(s.at(e.dims), data) for e in s.value.echoes
-        )
+        from_weight = any(e.how == "used" and met(s.at(e.dims), data) for e in s.value.echoes)
         if from_weight:
             return EITHER
     if t.edges and not has_open_ends(t):

@@ -12,7 +12,6 @@ from typing import Any
 from .digits import NONE, AxisSet, Dims, axes_of, besides, is_whole, met, varying, without
 from .values import CONSTANT, Echo, Kind, Node, Term, Value, own_axes, regrouped
 
-
 EITHER = "contracted with another parameter, and either may be the weight"
 
 
@@ -182,10 +181,7 @@ def flowing_to(t: Term, last: int) -> dict[int, AxisSet] | None:
     to_last = directed(t, {last: NONE})
     if to_last is None:
         return None
-    return {
-        i: summed_axes(t, i) - to_last.get(i, NONE)
-        for i in range(len(t.nodes))
-    }
+    return {i: summed_axes(t, i) - to_last.get(i, NONE) for i in range(len(t.nodes))}
 
 
 def settle_lookup(trace: Any, t: Term) -> None:

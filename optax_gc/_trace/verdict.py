@@ -53,7 +53,9 @@ def verdicts(uses: Iterable[Use], shapes: Sequence[Shape]) -> list[Verdict]:
     of: dict[int, list[Use]] = defaultdict(list)
     for use in sorted(uses, key=lambda u: (u.param, u.role, u.where, sorted(u.axes), u.why)):
         of[use.param].append(use)
-    fan_in = {p: {_long(u.axes, s) for u in of[p] if u.role == "weight"} for p, s in enumerate(shapes)}
+    fan_in = {
+        p: {_long(u.axes, s) for u in of[p] if u.role == "weight"} for p, s in enumerate(shapes)
+    }
     decided = {(p, axes) for p, found in fan_in.items() if len(found) == 1 for axes in found}
     return [_verdict(of[p], shape, decided) for p, shape in enumerate(shapes)]
 
@@ -62,9 +64,7 @@ def _long(axes: AxisSet, shape: Shape) -> AxisSet:
     return frozenset(a for a in axes if shape[a] > 1)
 
 
-def _verdict(
-    uses: Sequence[Use], shape: Shape, decided: set[tuple[int, AxisSet]]
-) -> Verdict:
+def _verdict(uses: Sequence[Use], shape: Shape, decided: set[tuple[int, AxisSet]]) -> Verdict:
     by = {role: [u for u in uses if u.role == role] for role in ROLES}
 
     def refuse(why: str, because: Sequence[Use]) -> Verdict:

@@ -34,9 +34,7 @@ class Walk:
         self._recording = True
         self._live: list[frozenset[Any]] = []
 
-    def run(
-        self, body: jaxprs.Body, values: Sequence[Value], outs: Flags
-    ) -> list[Value]:
+    def run(self, body: jaxprs.Body, values: Sequence[Value], outs: Flags) -> list[Value]:
         """The results of a jaxpr, of which those in `outs` are live."""
         jaxpr, consts = body
         live = self.liveness.of(jaxpr, outs, self.everything)
@@ -201,10 +199,8 @@ def _read(atom: Any, env: dict[Any, Value]) -> Value:
     if not is_literal(atom):
         return env[atom]
     value = nothing(shape_of(atom))
-    whole = getattr(atom.val, "dtype", None) is None or str(atom.val.dtype)[:3] in ("int", "uin", "boo")
-    if not shape_of(atom) and isinstance(atom.val, int) or (not shape_of(atom) and whole and not isinstance(atom.val, float)):
-        return replace(value, number=int(atom.val))
-    return value
+    known = shape_of(atom) == () and np.asarray(atom.val).dtype.kind in "biu"
+    return replace(value, number=int(atom.val)) if known else value
 
 
 def walk(closed: Any, n_params: int, data: Sequence[bool]) -> set[Use]:
@@ -221,9 +217,7 @@ def walk(closed: Any, n_params: int, data: Sequence[bool]) -> set[Use]:
     shapes = [shape_of(v) for v in jaxpr.invars[:n_params]]
     trace = Walk(shapes, constants_are_data=not any(data))
     values = [
-        Value(
-            shape, Kind.PARAMETER, foreign(shape), (Term((Node(p, own(shape)),)),), seen=1 << p
-        )
+        Value(shape, Kind.PARAMETER, foreign(shape), (Term((Node(p, own(shape)),)),), seen=1 << p)
         for p, shape in enumerate(shapes)
     ]
     for var, is_data in zip(jaxpr.invars[n_params:], data, strict=True):

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..digits import Shape, repeats, reshape
 from ..jaxprs import shape_of
-from ..sums import Onto, contract
+from ..sums import contract
 from ..values import Kind, Value
 
 

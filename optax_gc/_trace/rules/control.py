@@ -12,7 +12,7 @@ from ..jaxprs import shape_of
 from ..liveness import CALLS, CUSTOM_CALLS
 from ..products import join, multiply
 from ..uses import contracted, is_all
-from ..values import Echo, Kind, Node, Part, Value, own_axes, regrouped
+from ..values import Kind, Node, Part, Value, own_axes, regrouped
 
 _MOST_PASSES = 50
 
@@ -30,7 +30,9 @@ def custom(trace: Any, eqn: Any, *values: Value) -> list[Value]:
     """
     body, outs = jaxprs.body(eqn), trace.live_outputs(eqn)
     reached = trace.liveness.inputs(body.jaxpr, outs, True)
-    seen = functools.reduce(operator.or_, [v.seen for v, f in zip(values, reached, strict=True) if f], 0)
+    seen = functools.reduce(
+        operator.or_, [v.seen for v, f in zip(values, reached, strict=True) if f], 0
+    )
     for value, flag in zip(values, reached, strict=True):
         # What the body ignores, but passes on values computed from, gets the gradient of those.
         if any(outs) and not flag and value.seen & ~seen:
@@ -45,9 +47,7 @@ def scan(trace: Any, eqn: Any, *values: Value) -> list[Value]:
     consts, init = values[: loop.n_consts], values[loop.carry]
     slices = [_sliced(x, key) for x in values[loop.carry.stop :]]
     jaxpr, m = loop.body.jaxpr, loop.n_carry
-    outs = trace.liveness.carried(
-        jaxpr, trace.live_outputs(eqn), loop.carry, m, trace.everything
-    )
+    outs = trace.liveness.carried(jaxpr, trace.live_outputs(eqn), loop.carry, m, trace.everything)
 
     def step(carry: Sequence[Value]) -> list[Value]:
         return trace.run(loop.body, (*consts, *carry, *slices), outs)
@@ -84,7 +84,8 @@ def _sliced(x: Value, key: Hashable) -> Value:
                 data=None if e.data is None else e.data[1:],
                 others=None if e.others is None else e.others[1:],
                 cut=e.cut | axes_of(e.dims[:1]),
-                parts=e.parts | ({Part(key, axes_of(e.dims[:1]))} if axes_of(e.dims[:1]) else set()),
+                parts=e.parts
+                | ({Part(key, axes_of(e.dims[:1]))} if axes_of(e.dims[:1]) else set()),
             ),
             params,
         )

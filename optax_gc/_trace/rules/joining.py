@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from ..digits import NONE, VARYING, Dims, Shape, axes_of, has_axes, is_whole, lost
+from ..digits import NONE, VARYING, Dims, Shape, axes_of, is_whole, lost
 from ..jaxprs import shape_of
 from ..products import add, aligned, multiply
 from ..values import Kind, Node, Value, constant, regrouped

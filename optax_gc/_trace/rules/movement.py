@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from ..jaxprs import shape_of
 from ..digits import VARYING, Dims, Factor, Shape, foreign, reshape
+from ..jaxprs import shape_of
 from ..values import Value
 
 

@@ -1,14 +1,12 @@
 """Rules for operations that take parts of values: slices and lookups."""
 
-import math
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..digits import NONE, Dims, Factor, Shape, axes_of, foreign, has_axes, lost, vary
-from ..jaxprs import is_literal, shape_of
-from ..products import multiply
-from ..values import Kind, Node, Part, Term, Value, regrouped
+from ..digits import Dims, Factor, Shape, axes_of, foreign, has_axes, lost, vary
+from ..jaxprs import shape_of
+from ..values import Kind, Node, Part, Value, regrouped
 
 
 def cut(trace: Any, value: Value, shape: Shape, starts: Sequence[Hashable]) -> Value:
@@ -43,7 +41,10 @@ def cut(trace: Any, value: Value, shape: Shape, starts: Sequence[Hashable]) -> V
             if before.data is not None
             else after._replace(
                 nodes=tuple(
-                    [n._replace(parts=parts(m)) for n, m in zip(after.nodes, before.nodes, strict=True)]
+                    [
+                        n._replace(parts=parts(m))
+                        for n, m in zip(after.nodes, before.nodes, strict=True)
+                    ]
                 )
             )
             for before, after in zip(value.terms, result.terms, strict=True)
@@ -59,7 +60,11 @@ def cut(trace: Any, value: Value, shape: Shape, starts: Sequence[Hashable]) -> V
         )
         echoes = regrouped((e.moved(window), params) for e, params in before.items())
         result = replace(result, echoes=echoes)
-    one_hot = value.one_hot if value.one_hot and not any(has_axes(value.one_hot[d]) for d in cuts) else None
+    one_hot = (
+        value.one_hot
+        if value.one_hot and not any(has_axes(value.one_hot[d]) for d in cuts)
+        else None
+    )
     return replace(result, terms=terms, seen=seen, one_hot=one_hot and window(one_hot))
 
 
@@ -139,7 +144,9 @@ def gather(trace: Any, eqn: Any, value: Value, indices: Value) -> Value:
         zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True)
     )
     by_data = indices.kind == Kind.DATA
-    looked_up = [d for d in range(len(value.shape)) if d not in paired and sizes[d] != value.shape[d]]
+    looked_up = [
+        d for d in range(len(value.shape)) if d not in paired and sizes[d] != value.shape[d]
+    ]
     one = all(shape[i] == 1 for i in batch) and len(numbers.start_index_map) == 1
     if one and not by_data and looked_up == list(numbers.start_index_map) and not paired:
         (d,) = looked_up  # one slice: w[k]
@@ -198,7 +205,9 @@ def unstack(trace: Any, eqn: Any, value: Value) -> list[Value]:
         return (*dims[:d], *dims[d + 1 :])
 
     return [
-        cut(trace, value, thin, [i if e == d else 0 for e in range(len(thin))]).moved(drop, shape_of(v))
+        cut(trace, value, thin, [i if e == d else 0 for e in range(len(thin))]).moved(
+            drop, shape_of(v)
+        )
         for i, v in enumerate(eqn.outvars)
     ]
 
