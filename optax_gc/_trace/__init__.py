@@ -1,10 +1,10 @@
 """Fan-in axes, and the other roles of axes, read from the model's own computation.
 
 `call` makes a function of arrays of what a user calls. `walk` follows each parameter through its
-jaxpr with the `rules` for its primitives, which track where axes come from (`provenance`, `mixing`,
-`summing`) and record uses, most of them in contractions (`contraction` of two `sides`, an `operand`
-at a time); `verdict` reads the axes from them, `roles` makes axes trees of those, and `report` says
-so to people.
+jaxpr with the `rules` for its primitives, all that JAX may change being read in `jaxprs`. What a
+value can be is in `values`, written in `digits`; `products` and `sums` are its arithmetic, which
+finds the `uses` of parameters. `verdict` reads the axes from them, `roles` makes axes trees of
+those, and `report` says so to people.
 """
 
 import warnings

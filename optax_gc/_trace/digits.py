@@ -137,8 +137,8 @@ def _join(dim: Sequence[Factor]) -> Dim:
     return tuple(joined)
 
 
-# What a value varies along for other reasons than one parameter is written in the same digits; which
-# axes those are does not matter there.
+# What a value varies along for other reasons than one parameter is written in the same digits;
+# which axes those are does not matter there.
 VARYING: AxisSet = frozenset({0})
 
 
@@ -206,7 +206,7 @@ def _met(x: Dim, y: Dim) -> AxisSet:
 
 
 def met(image: Dims, others: Dims) -> AxisSet:
-    """The axes of a parameter that something else, which varies along `others`, varies along too."""
+    """The axes of a parameter that something else varies along too, as `others` tells."""
     return NONE.union(*[_met(x, y) for x, y in zip(image, others, strict=True)])
 
 
@@ -227,7 +227,7 @@ def _without(x: Dim, y: Dim) -> Dim:
 
 
 def without(image: Dims, others: Dims) -> Dims:
-    """The digits of a parameter that something else does not vary along; it repeats along the rest."""
+    """The digits of a parameter that something else does not vary along; the rest repeat."""
     return tuple([_without(x, y) for x, y in zip(image, others, strict=True)])
 
 

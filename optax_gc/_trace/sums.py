@@ -361,7 +361,7 @@ def _has_fan_in_of_one(s: _Sum) -> bool:
 
 
 def _with_outputs(s: _Sum, roots: dict[int, AxisSet], fan_in: dict[int, AxisSet]) -> list[int]:
-    """The nodes with a fan-in that have outputs: free axes, or sums on the way away from the data."""
+    """The nodes with a fan-in that have outputs: free axes, or sums away from the data."""
     return [
         i
         for i, axes in fan_in.items()

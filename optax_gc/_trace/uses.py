@@ -202,7 +202,7 @@ def has_open_ends(t: Term) -> bool:
 
 
 def refuse_pair(trace: Any, t: Term, i: int) -> None:
-    """Notes that a node is contracted with other parameters, and which of them is the weight not."""
+    """Notes that a node is contracted with others, of which any may be the weight."""
     near = [(j, axes) for edge in t.edges if i in dict(edge) for j, axes in edge]
     partners = frozenset((t.nodes[j].param, axes) for j, axes in near if j not in (i, CONSTANT))
     trace.refuse(t.nodes[i].param, EITHER, summed_axes(t, i), partners)

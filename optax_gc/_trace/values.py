@@ -1,10 +1,10 @@
 """What is known of a value: a sum of products of parameters, and what is left of used ones.
 
-A value is written as a polynomial in the parameters: each `Term` is a product of parameters' images,
-perhaps with some digits summed away between them (`edges`), perhaps multiplied by inputs (`data`).
-A parameter stays in a term until its use is known: it is contracted with inputs, or added to them.
-From then on the value is an activation, and an `Echo` remembers the parameter's digits in it, so that
-a second contraction over them can be refused.
+A value is a polynomial in the parameters. Each `Term` is a product of parameters' images, perhaps
+with digits summed away between them (`edges`), perhaps multiplied by inputs (`data`). A parameter
+stays in a term until its use is known: it is contracted with inputs, or added to them. From then on
+the value is an activation, and an `Echo` remembers the parameter's digits in it, so that a second
+contraction over them can be refused.
 """
 
 import functools
