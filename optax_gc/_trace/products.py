@@ -382,12 +382,11 @@ def tidied(trace: Any, value: Value, product: bool = False) -> Value:
                 trace.refuse(n.param, "it is in too many products of parameters")
         return replace(value, terms=(), kind=Kind.DATA, varies=value.support)
     if value.echoes and terms:
-        intact = {n.param: own_axes(n) for t in terms for n in t.nodes if product or t.is_image}
+        intact = {n.param: own_axes(n) for t in terms for n in t.nodes if product or not t.bent}
         absorbed = {
             e: ps
             for e, ps in value.echoes.items()
             if e.how == "statistic"
-            and (product or not e.pending)
             and all(p in intact and e.fan_in <= intact[p] for p in ps)
         }
         if absorbed:

@@ -423,6 +423,12 @@ def _without_outputs(s: _Sum, fan_in: dict[int, AxisSet]) -> Result:
         elif not t.bent and t.rows is None and (s.dot or own_axes(node._replace(dims=rest))):
             return _settled(s, fan_in, [0])
     why = "combined with data, then contracted: a dense layer, or a scale followed by a sum"
+    if not s.dot and len(t.nodes) == 1 and not t.edges and t.data is not None:
+        node = t.nodes[0]  # in a norm, the mean is subtracted from what it is the mean of
+        echo = Echo(
+            "statistic", s.blank(node.dims), s.blank(t.data), fan_in=s.gone[0], pending=why
+        )
+        return [], [(echo, frozenset({node.param}))]
     s.refuse([i for i in fan_in if i != CONSTANT], why, fan_in)
     return [], []
 

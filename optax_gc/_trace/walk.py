@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import jax
 import numpy as np
 
 from . import jaxprs
@@ -75,6 +76,8 @@ class Walk:
         kind = Kind.DATA if self.constants_are_data and shape else Kind.CONSTANT
         value = constant(shape, kind)
         if array is None or len(shape) > 2 or not 1 < math.prod(shape) < _MOST_ELEMENTS:
+            return value
+        if isinstance(array, jax.core.Tracer) or array.dtype.kind not in "biuf":
             return value
         array = np.asarray(array)
         if len(shape) == 1:
