@@ -357,7 +357,8 @@ def bent(trace: Any, value: Value) -> Value:
                 echoes.append((echo, frozenset({n.param})))
     for e, params in value.echoes.items():
         outer = bool(axes(e) - met(e.dims, e.rows))
-        if e.how == "statistic" or (e.how == "added" and (outer or not e.repeated)):
+        kept = e.how == "added" and (outer or not e.repeated)
+        if e.how == "statistic" or e.pending or kept:
             echoes.append((e._replace(bent=True), params))
     return Value(
         value.shape, Kind.DATA, support, tuple(terms), regrouped(echoes), value.seen, value.loops
@@ -386,8 +387,7 @@ def tidied(trace: Any, value: Value, product: bool = False) -> Value:
         absorbed = {
             e: ps
             for e, ps in value.echoes.items()
-            if e.how == "statistic"
-            and all(p in intact and e.fan_in <= intact[p] for p in ps)
+            if e.how == "statistic" and all(p in intact and e.fan_in <= intact[p] for p in ps)
         }
         if absorbed:
             echoes = {e: ps for e, ps in value.echoes.items() if e not in absorbed}

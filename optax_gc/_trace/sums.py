@@ -29,6 +29,7 @@ from .uses import (
     directed,
     has_open_ends,
     is_all,
+    of_shards,
     record_weight,
     settle_lookup,
     summed_axes,
@@ -383,7 +384,9 @@ def _why_unclear(s: _Sum, roots: Sequence[int], data: Dims) -> str:
             activation = activation if i == j else vary(activation, s.at(other.dims))
         if s.gone[i] - met(dims, activation):
             return "summed over an axis that the data does not vary along"
-        if not is_all(s.trace, node, dims, s.gone[i]):
+        if not (
+            is_all(s.trace, node, dims, s.gone[i]) or of_shards(s.trace, node, dims, s.gone[i])
+        ):
             return PARTLY
         others = [t.constants, *(n.dims for j, n in enumerate(t.nodes) if j != i)]
         for other in others:
@@ -425,9 +428,7 @@ def _without_outputs(s: _Sum, fan_in: dict[int, AxisSet]) -> Result:
     why = "combined with data, then contracted: a dense layer, or a scale followed by a sum"
     if not s.dot and len(t.nodes) == 1 and not t.edges and t.data is not None:
         node = t.nodes[0]  # in a norm, the mean is subtracted from what it is the mean of
-        echo = Echo(
-            "statistic", s.blank(node.dims), s.blank(t.data), fan_in=s.gone[0], pending=why
-        )
+        echo = Echo("statistic", s.blank(node.dims), s.blank(t.data), fan_in=s.gone[0], pending=why)
         return [], [(echo, frozenset({node.param}))]
     s.refuse([i for i in fan_in if i != CONSTANT], why, fan_in)
     return [], []
@@ -462,6 +463,8 @@ def _settled(s: _Sum, fan_in: dict[int, AxisSet], weights: Sequence[int]) -> Res
             record_weight(s.trace, t, i, fan_in[i] | ones, s.alone(i))
             node = n._replace(dims=without(s.blank(n.dims), rows))
             left = used(s.trace, t, node, rows)
+            if of_shards(s.trace, n, s.at(n.dims), s.gone[i]):
+                left = left._replace(pending=PARTLY)  # until it is summed over the shards
             params = {n.param} if not left.network else {m.param for m in t.nodes}
             echoes.append((left, frozenset(params)))
         else:

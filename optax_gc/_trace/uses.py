@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from .digits import NONE, AxisSet, Dims, axes_of, besides, is_whole, met, varying, without
-from .values import CONSTANT, Echo, Kind, Node, Term, Value, own_axes, regrouped
+from .values import CONSTANT, Echo, Kind, Node, Part, Term, Value, own_axes, regrouped
 
 EITHER = "contracted with another parameter, and either may be the weight"
 
@@ -53,6 +53,16 @@ def record_weight(trace: Any, t: Term, i: int, fan_in: AxisSet, alone: AxisSet) 
 def is_all(trace: Any, node: Node, dims: Dims, axes: Iterable[int]) -> bool:
     """Whether `dims` run over every index of each of some axes."""
     return all(is_whole(dims, a, trace.shapes[node.param][a]) for a in axes)
+
+
+def of_shards(trace: Any, node: Node, dims: Dims, axes: AxisSet) -> frozenset[Part]:
+    """The parts that a shard lacks to run over every index of each of some axes."""
+    if is_all(trace, node, dims, axes):
+        return frozenset()
+    parts = frozenset(part for part in node.parts if part.axes & axes and part.key[0] == "mesh")
+    return (
+        parts if is_all(trace, node, (*dims, *(part.dim for part in parts)), axes) else frozenset()
+    )
 
 
 def oriented_by_rows(trace: Any, t: Term, vectors: Dims) -> bool:

@@ -27,7 +27,8 @@ class Kind(IntEnum):
 class Part(NamedTuple):
     """A slice of a parameter's axes that an image shows."""
 
-    key: Hashable  # equal for equal slices; ("loop", loop) for the one that a loop is at
+    # Equal for equal slices; ("loop", loop) is the one that a loop is at, ("mesh", axes) a shard.
+    key: Hashable
     axes: AxisSet
     dim: Dim = ()  # the digits that a loop has cut away
     index: int | None = None  # the position, where that is known

@@ -9,7 +9,7 @@ without a rule is opaque: parameters in its operands are refused.
 from collections.abc import Callable
 from typing import Any
 
-from . import contractions, control, elementwise, joining, movement, reductions, slicing
+from . import contractions, control, elementwise, joining, movement, reductions, sharding, slicing
 
 RULES: dict[str, Callable[..., Any]] = {
     **elementwise.RULES,
@@ -19,4 +19,5 @@ RULES: dict[str, Callable[..., Any]] = {
     **reductions.RULES,
     **contractions.RULES,
     **control.RULES,
+    **sharding.RULES,
 }

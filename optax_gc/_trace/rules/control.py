@@ -264,43 +264,10 @@ def cond(trace: Any, eqn: Any, which: Value, *values: Value) -> list[Value]:
     return [multiply(trace, v, gate, v.shape) for v in chosen]
 
 
-def shard_map(trace: Any, eqn: Any, *values: Value) -> list[Value]:
-    """A function of shards. Of an axis that is sharded only a part is seen at a time."""
-    body = jaxprs.body(eqn)
-
-    def local(value: Value, shape: Shape) -> Value:
-        def shard(dims: Dims) -> Dims:
-            sizes = zip(dims, value.shape, shape, strict=True)
-            return tuple(dim if old == new else _shard(dim, new) for dim, old, new in sizes)
-
-        return value.plain().moved(shard, shape)
-
-    inside = [local(v, shape_of(var)) for v, var in zip(values, body.jaxpr.invars, strict=True)]
-    results = trace.run(body, inside, trace.live_outputs(eqn))
-
-    def whole(value: Value, shape: Shape) -> Value:
-        def gather(dims: Dims) -> Dims:
-            sizes = zip(dims, value.shape, shape, strict=True)
-            return tuple(
-                dim if old == new else lost(new, axes_of((dim,))) for dim, old, new in sizes
-            )
-
-        return value.plain().moved(gather, shape)
-
-    return [whole(v, shape_of(var)) for v, var in zip(results, eqn.outvars, strict=True)]
-
-
-def _shard(dim: tuple[Factor, ...], size: int) -> tuple[Factor, ...]:
-    if len(dim) == 1 and dim[0].stride is not None and size > 1:
-        return (dim[0]._replace(size=size, whole=False),)
-    return lost(size, axes_of((dim,)))
-
-
 RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys((name for name in CALLS if name != "shard_map"), call),
     **dict.fromkeys(CUSTOM_CALLS, custom),
     "scan": scan,
     "while": while_,
     "cond": cond,
-    "shard_map": shard_map,
 }

@@ -106,7 +106,7 @@ _MOVES_NOTHING = """
     sharding_constraint layout_constraint mesh_cast reshard name
 """
 _IDENTITIES = """
-    optimization_barrier device_put psum psum_invariant pmax pmin pvary pbroadcast
+    optimization_barrier device_put pmax pmin pvary
 """
 _NONLINEAR = """
     abs acos acosh asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp cos cosh
