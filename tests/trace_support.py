@@ -39,21 +39,22 @@ def answers(fn, params, *args, **kwargs):
     assert_roles_partition(trace)
     return {
         path_name(path): REFUSED if verdict.refused else tuple(sorted(verdict.axes))
-        for path, verdict in zip(trace.paths, trace.found, strict=True)
+        for path, verdict in zip(trace.call.paths, trace.found, strict=True)
     }
 
 
 def assert_roles_partition(trace):
     """The roles of a weight are disjoint and name each of its axes that is longer than 1."""
     tree = roles(list, trace.found)
-    for path, shape, verdict, *parts in zip(
-        trace.paths, trace.shapes, trace.found, *tree, strict=True
+    for path, array, verdict, *parts in zip(
+        trace.call.paths, trace.call.params, trace.found, *tree, strict=True
     ):
         named = [axis for part in parts for axis in part]
         assert len(named) == len(set(named)), (path_name(path), parts)
         if verdict.refused or not verdict.axes:
             assert parts == [(), (), ()], (path_name(path), parts)
         else:
+            shape = jnp.shape(array)
             long = {axis for axis, n in enumerate(shape) if n > 1}
             assert long <= set(named) <= set(range(len(shape))), (path_name(path), shape, parts)
 
@@ -62,7 +63,7 @@ def verdicts_of(fn, params, *args):
     """{path: verdict} for every parameter."""
     with promoting():
         trace = _trace(fn, params, args, {})
-    return {path_name(p): v for p, v in zip(trace.paths, trace.found, strict=True)}
+    return {path_name(p): v for p, v in zip(trace.call.paths, trace.found, strict=True)}
 
 
 def linen(module, *args, collection="params", **kwargs):
