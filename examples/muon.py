@@ -17,6 +17,7 @@ import argparse
 import sysconfig
 import time
 from pathlib import Path
+from typing import Any
 
 import flax
 import flax.linen as nn
@@ -38,9 +39,9 @@ class Block(nn.Module):
     """Causal attention and a feed-forward layer, each on the normalized residual stream."""
 
     @nn.compact
-    def __call__(self, x, mask):
+    def __call__(self, x, _):
         """Returns the stream, and nothing to collect from each layer."""
-        h = nn.LayerNorm(name="norm1")(x)
+        h, mask = nn.LayerNorm(name="norm1")(x), nn.make_causal_mask(x[..., 0])
         x = x + nn.MultiHeadDotProductAttention(HEADS, name="attention")(h, mask=mask)
         h = nn.gelu(nn.Dense(4 * WIDTH, name="up")(nn.LayerNorm(name="norm2")(x)))
         return x + nn.Dense(WIDTH, name="down")(h), None
@@ -59,17 +60,16 @@ class Transformer(nn.Module):
             Block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
             length=LAYERS,
         )
-        x, _ = layers(name="layers")(x, nn.make_causal_mask(tokens))
+        x, _ = layers(name="layers")(x, None)
         return nn.Dense(BYTES, name="head")(nn.LayerNorm(name="norm")(x))
 
 
 MODEL = Transformer()
 
 
-def apply(params, tokens):
+def apply(params, tokens) -> Any:
     """Returns the logits of the model with these parameters."""
     return MODEL.apply({"params": params}, tokens)
 

@@ -124,8 +124,8 @@ class CompilesElsewhere:
 
         @functools.wraps(fun, updated=())
         def call(*args, **kwargs):
-            leaves, structure = jax.tree.flatten((args, kwargs))
-            signature = (jitted, structure, *(getattr(x, "aval", np.shape(x)) for x in leaves))
+            leaves = jax.tree.leaves((args, kwargs))  # NNX makes the structure anew at each call
+            signature = (jitted, *((np.shape(x), x if type(x) is str else "") for x in leaves))
             nested = any(isinstance(x, jax.core.Tracer) for x in leaves)
             if not nested and signature not in self.seen:
                 self.seen.add(signature)

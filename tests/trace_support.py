@@ -46,15 +46,15 @@ def answers(fn, params, *args, **kwargs):
 def assert_roles_partition(trace):
     """The roles of a weight are disjoint and name each of its axes that is longer than 1."""
     tree = roles(list, trace.found)
-    for path, array, verdict, *parts in zip(
-        trace.call.paths, trace.call.params, trace.found, *tree, strict=True
+    shapes = [jnp.shape(array) for array in trace.call.params]
+    for path, shape, verdict, *parts in zip(
+        trace.call.paths, shapes, trace.found, *tree, strict=True
     ):
         named = [axis for part in parts for axis in part]
         assert len(named) == len(set(named)), (path_name(path), parts)
         if verdict.refused or not verdict.axes:
             assert parts == [(), (), ()], (path_name(path), parts)
         else:
-            shape = jnp.shape(array)
             long = {axis for axis, n in enumerate(shape) if n > 1}
             assert long <= set(named) <= set(range(len(shape))), (path_name(path), shape, parts)
 
