@@ -14,7 +14,7 @@ from mesh_support import mesh_of
 from trace_support import f32, i32, linen, nnx_, promoting
 
 from optax_gc import muon_dimension_numbers, roles_from_trace
-from optax_gc._axes import path_name
+from optax_gc._match import names, path_name
 
 WIDTH, HEADS, SIZE = 8, 2, 4
 LAYERS, VOCABULARY, HIDDEN, EXPERTS = 3, 11, 12, 5
@@ -127,7 +127,7 @@ def by_path(tree):
     leaves = jax.tree_util.tree_leaves_with_path(
         tree, is_leaf=lambda x: x is None or isinstance(x, optax.contrib.MuonDimensionNumbers)
     )
-    return {path_name(path): leaf for path, leaf in leaves}
+    return dict(zip(names(leaves), (leaf for _, leaf in leaves), strict=True))
 
 
 def random_like(params, seed):
