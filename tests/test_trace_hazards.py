@@ -12,6 +12,7 @@ from trace_support import answers, f32, i32
 
 HAZARDS = []
 W, X = f32(8, 6), f32(3, 8)
+UNUSED = {"w": W, "s": f32()}
 KEY = jax.random.key(0)
 
 
@@ -87,13 +88,15 @@ def temporal_conv(params, x):
 
 
 TAPS = {"taps": f32(4, 8), "out": W}
-hazard("a depthwise convolution unrolled", temporal_conv, TAPS, f32(2, 7, 8), taps=[R], out=[(0,)])
+hazard(
+    "a depthwise convolution unrolled", temporal_conv, TAPS, f32(2, 7, 8), taps=[(0,)], out=[(0,)]
+)
 hazard(
     "a depthwise convolution stacked and summed",
     lambda p, x: jnp.stack([shifted(x, k) * p["taps"][k] for k in range(4)]).sum(0) @ p["out"],
     TAPS,
     f32(2, 7, 8),
-    taps=[R],
+    taps=[(0,)],
     out=[(0,)],
 )
 hazard(
@@ -487,7 +490,7 @@ hazard(
     w=[R, (1,)],
 )
 AB = {"a": f32(8, 2), "b": f32(2, 6)}
-hazard("low-rank weights", lambda p, x: x @ (p["a"] @ p["b"]), AB, X, a=[R], b=[R])
+hazard("low-rank weights", lambda p, x: x @ (p["a"] @ p["b"]), AB, X, a=[(0,)], b=[(0,)])
 hazard("low-rank layers", lambda p, x: (x @ p["a"]) @ p["b"], AB, X, a=[(0,)], b=[(0,)])
 hazard(
     "low-rank weights of which one is a weight elsewhere",
@@ -498,10 +501,10 @@ hazard(
     a=[R, (0,)],
     b=[(0,), R],
 )
-for name, merge in (
-    ("masked by", lambda w, r: w * jax.nn.sigmoid(r)),
-    ("rectified with", lambda w, r: jax.nn.relu(w + r)),
-    ("normalized with", lambda w, r: (w + r) / jnp.linalg.norm(w + r, axis=0)),
+for name, factors, merge in (
+    ("masked by", R, lambda w, r: w * jax.nn.sigmoid(r)),
+    ("rectified with", R, lambda w, r: jax.nn.relu(w + r)),
+    ("normalized with", (0,), lambda w, r: (w + r) / jnp.linalg.norm(w + r, axis=0)),
 ):
     hazard(
         f"a weight {name} a low-rank product",
@@ -509,8 +512,8 @@ for name, merge in (
         {"w": W, **AB},
         X,
         w=[(0,), R],
-        a=[R],
-        b=[R],
+        a=[factors],
+        b=[factors],
     )
 hazard(
     "a weight scaled along its inputs",
@@ -607,21 +610,30 @@ hazard(
     b=[()],
 )
 hazard("a parameter that is returned", lambda p, x: (x, p["w"]), {"w": W}, X, w=[R])
-hazard("a parameter that is not used", lambda p, x: x * 2, {"w": W}, X, w=[()])
-hazard("a product that is not used", lambda p, x: (x @ p["w"], x)[1], {"w": W}, X, w=[()])
+hazard("a parameter that is not used", lambda p, x: x * p["s"], UNUSED, X, w=[()], s=[()])
 hazard(
-    "a chain that is not used",
-    lambda p, x: (jnp.tanh(x @ p["w"]), x)[1],
-    {"w": W},
+    "a product that is not used",
+    lambda p, x: (x @ p["w"], x * p["s"])[1],
+    UNUSED,
     X,
     w=[()],
+    s=[()],
+)
+hazard(
+    "a chain that is not used",
+    lambda p, x: (jnp.tanh(x @ p["w"]), x * p["s"])[1],
+    UNUSED,
+    X,
+    w=[()],
+    s=[()],
 )
 hazard(
     "a target that no gradient reaches",
-    lambda p, x: x[:, :6] - jax.lax.stop_gradient(jnp.tanh(x @ p["w"])),
-    {"w": W},
+    lambda p, x: x[:, :6] * p["s"] - jax.lax.stop_gradient(jnp.tanh(x @ p["w"])),
+    UNUSED,
     X,
     w=[()],
+    s=[()],
 )
 hazard(
     "a soft lookup and its inverse",

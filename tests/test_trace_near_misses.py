@@ -82,7 +82,7 @@ CASES = {
     ),
     # Constants.
     "two constants around a weight": (
-        lambda p: ONES @ (p @ np.ones((6, 5), np.float32)), W, (), {R, (0,)},
+        lambda p: ONES @ (p["params"] @ np.ones((6, 5), np.float32)), {"params": W}, (), {R, (0,)},
     ),
     # A second use.
     "embeddings of nodes with a residual": (

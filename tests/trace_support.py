@@ -38,8 +38,8 @@ def answers(fn, params, *args, **kwargs):
         trace = _trace(fn, params, args, kwargs)
     assert_roles_partition(trace)
     return {
-        path_name(path): REFUSED if verdict.refused else tuple(sorted(verdict.axes))
-        for path, verdict in zip(trace.call.paths, trace.found, strict=True)
+        name: REFUSED if verdict.refused else tuple(sorted(verdict.axes))
+        for name, verdict in zip(trace.call.names, trace.found, strict=True)
     }
 
 
@@ -47,23 +47,23 @@ def assert_roles_partition(trace):
     """The roles of a weight are disjoint and name each of its axes that is longer than 1."""
     tree = roles(list, trace.found)
     shapes = [jnp.shape(array) for array in trace.call.params]
-    for path, shape, verdict, *parts in zip(
-        trace.call.paths, shapes, trace.found, *tree, strict=True
+    for name, shape, verdict, *parts in zip(
+        trace.call.names, shapes, trace.found, *tree, strict=True
     ):
         named = [axis for part in parts for axis in part]
-        assert len(named) == len(set(named)), (path_name(path), parts)
+        assert len(named) == len(set(named)), (name, parts)
         if verdict.refused or not verdict.axes:
-            assert parts == [(), (), ()], (path_name(path), parts)
+            assert parts == [(), (), ()], (name, parts)
         else:
             long = {axis for axis, n in enumerate(shape) if n > 1}
-            assert long <= set(named) <= set(range(len(shape))), (path_name(path), shape, parts)
+            assert long <= set(named) <= set(range(len(shape))), (name, shape, parts)
 
 
 def verdicts_of(fn, params, *args):
     """{path: verdict} for every parameter."""
     with promoting():
         trace = _trace(fn, params, args, {})
-    return {path_name(p): v for p, v in zip(trace.call.paths, trace.found, strict=True)}
+    return dict(zip(trace.call.names, trace.found, strict=True))
 
 
 def linen(module, *args, collection="params", **kwargs):

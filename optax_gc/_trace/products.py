@@ -312,8 +312,8 @@ def added(
     products = [(e, params) for e, params in echoes if e.how == "used"]
     scalar = not repeated and not any(node.param in params for _, params in products)
     layer = any(met(node.dims, e.dims) == own_axes(node) for e, _ in products)
-    if t.picked is None:
-        trace.use(node.param, "scalar" if scalar else "elementwise")
+    if t.picked is None and not scalar:
+        trace.use(node.param, "elementwise")
     echo = Echo("added", node.dims, rows, repeated=repeated, layer=layer)
     return [(echo, frozenset({node.param}))]
 

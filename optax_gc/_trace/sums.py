@@ -66,7 +66,8 @@ def contract(
     if sides[0] == sides[1]:
         sides[1] = replace(sides[1])
     product = multiply(trace, *sides, shape)
-    return summed(trace, product, over, keep, shape[:n], dot=True)
+    dot = not a.kind == b.kind == Kind.PARAMETER
+    return summed(trace, product, over, keep, shape[:n], dot)
 
 
 def project(value: Value, onto: Onto, shape: Shape) -> Value:
@@ -417,6 +418,8 @@ def _without_outputs(s: _Sum, fan_in: dict[int, AxisSet]) -> Result:
         elif _is_scale(s, fan_in):
             trace.use(node.param, "elementwise")
             return [], []
+        elif t.constants is not None and any(has_axes(d) for d in s.blank(t.constants)):
+            pass  # constants tell which of its elements is an output, as on a diagonal
         elif not t.bent and t.rows is None and (s.dot or own_axes(node._replace(dims=rest))):
             return _settled(s, fan_in, [0])
     why = "combined with data, then contracted: a dense layer, or a scale followed by a sum"
@@ -471,6 +474,11 @@ def _sum_echo(
         return e
     rest = e._replace(dims=blank(e.dims))
     by_data = NONE if e.data is None else met(at(e.dims), at(e.data))
+    if e.how == "added" and not e.repeated and (weighted or not by_data):
+        # Summed away whole it may be a penalty, which is evidence of nothing.
+        over_all = not (weighted or axes_of(rest.dims))
+        for p in params:
+            trace.use(p, "scalar" if over_all else "elementwise")
     stay = axes_of(rest.dims) | e.cut
     if e.how == "added" and e.bent:
         shared = met(e.dims, e.rows)

@@ -78,6 +78,8 @@ def _verdict(uses: Sequence[Use], shape: Shape, decided: set[tuple[int, AxisSet]
         # What is a batch in part, as the outputs of a grouped convolution are, is a batch.
         batch = frozenset().union(*(u.batch for u in because)) - axes
         outputs = frozenset().union(*(u.outputs for u in because)) - axes - batch
+        # Of what constants are contracted with, all else are outputs.
+        outputs |= frozenset(a for a, n in enumerate(shape) if n > 1) - axes - batch
         return Verdict(axes, how, _where(because), outputs, batch)
 
     if uses and not _long(frozenset(range(len(shape))), shape):

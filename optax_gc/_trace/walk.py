@@ -178,8 +178,11 @@ class Walk:
                     else:
                         self.use(n.param, "returned", why="returned as it is")
             for e, params in value.echoes.items():
-                for p in params if e.pending else ():
-                    self.refuse(p, e.pending, e.fan_in)
+                for p in params:
+                    if e.pending:
+                        self.refuse(p, e.pending, e.fan_in)
+                    elif e.how == "added" and not e.repeated:
+                        self.use(p, "elementwise")
 
 
 _MOST_ELEMENTS = 1 << 20  # a constant larger than that is not looked into
