@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 
-from ._axes import is_axes, path_name
-from ._match import is_box
+from ._axes import is_axes
+from ._match import is_box, names, path_name
 from ._trace import Roles
 
 
@@ -64,10 +64,9 @@ def muon_dimension_numbers(roles: Roles, *, adam: str | Sequence[str] = ()) -> A
             f"roles is a {type(roles).__name__}. Pass what roles_from_trace(...) returns: it has "
             "fan_out too."
         )
-    names = (adam,) if isinstance(adam, str) else tuple(adam)
-    leaves = jax.tree_util.tree_leaves_with_path(roles.fan_in, is_leaf=is_axes)
-    paths = [path_name(path) for path, _ in leaves]
-    for name in names:
+    given = (adam,) if isinstance(adam, str) else tuple(adam)
+    paths = names(jax.tree_util.tree_leaves_with_path(roles.fan_in, is_leaf=is_axes))
+    for name in given:
         if not any(map(lambda path: _is_in(path, name), paths)):
             raise ValueError(
                 f"adam has {name!r}, which names no parameter. The parameters are "
@@ -84,7 +83,7 @@ def muon_dimension_numbers(roles: Roles, *, adam: str | Sequence[str] = ()) -> A
                 f"axes {tuple(sorted(both))} of {name!r} are in both its fan-in {fan_in} and its "
                 f"fan-out {fan_out}. Leave them in one."
             )
-        if not fan_in or not fan_out or any(_is_in(name, given) for given in names):
+        if not fan_in or not fan_out or any(_is_in(name, part) for part in given):
             return None
         return MuonDimensionNumbers(fan_in, fan_out)
 

@@ -14,7 +14,7 @@ from mesh_support import mesh_of
 from trace_support import f32, i32, linen, nnx_, promoting
 
 from optax_gc import muon_dimension_numbers, roles_from_trace
-from optax_gc._axes import path_name
+from optax_gc._match import names, path_name
 
 WIDTH, HEADS, SIZE = 8, 2, 4
 LAYERS, VOCABULARY, HIDDEN, EXPERTS = 3, 11, 12, 5
@@ -127,13 +127,17 @@ def by_path(tree):
     leaves = jax.tree_util.tree_leaves_with_path(
         tree, is_leaf=lambda x: x is None or isinstance(x, optax.contrib.MuonDimensionNumbers)
     )
-    return {path_name(path): leaf for path, leaf in leaves}
+    return dict(zip(names(leaves), (leaf for _, leaf in leaves), strict=True))
 
 
 def random_like(params, seed):
     leaves, treedef = jax.tree.flatten(params)
     rng = np.random.default_rng(seed)
     return treedef.unflatten([jnp.asarray(rng.normal(size=x.shape), x.dtype) for x in leaves])
+
+
+def first_update(tx, gradients, params):
+    return jax.jit(lambda g, p: tx.update(g, tx.init(p), p)[0])(gradients, params)
 
 
 def muon(numbers, **kwargs):
@@ -197,8 +201,7 @@ def test_what_has_no_numbers_is_trained_by_adam(name, standard_promotion):
     params, numbers, by_hand = traced(name)
     params, gradients = random_like(params, 0), random_like(params, 1)
     tx, adam = muon(numbers), optax.adam(0.1)
-    found = by_path(tx.update(gradients, tx.init(params), params)[0])
-    exact = by_path(adam.update(gradients, adam.init(params), params)[0])
+    found, exact = (by_path(first_update(tx, gradients, params)) for tx in (tx, adam))
     rest = [path for path in found if path not in by_hand]
     assert rest
     for path in rest:
@@ -209,17 +212,15 @@ def test_updates_on_a_mesh_are_those_of_one_device(standard_promotion):
     params, numbers, _ = traced("mixture of experts")
     params, gradients = random_like(params, 0), random_like(params, 1)
     tx = muon(numbers)
-    alone, _ = tx.update(gradients, tx.init(params), params)
+    alone = first_update(tx, gradients, params)
     mesh = mesh_of(jax.sharding.AxisType.Auto)
     sharding = NamedSharding(mesh, P(None, mesh.axis_names[0]))
     params, gradients = (
         jax.tree.map(lambda x: jax.device_put(x, sharding) if x.ndim == 3 else x, tree)
         for tree in (params, gradients)
     )
-    update = jax.jit(lambda g, p: tx.update(g, tx.init(p), p)[0])
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), update(gradients, params), alone
-    )
+    found = first_update(tx, gradients, params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, alone)
 
 
 def test_nnx_optimizer_takes_the_numbers(standard_promotion):
@@ -230,8 +231,8 @@ def test_nnx_optimizer_takes_the_numbers(standard_promotion):
     numbers = muon_dimension_numbers(roles_from_trace(apply, params, tokens), adam="head")
     optimizer = nnx.Optimizer(model, muon(numbers), wrt=nnx.Param)
     before = np.asarray(model.block.attention.out.kernel[...])
-    grads = nnx.grad(lambda model: (model(tokens) ** 2).mean())(model)
-    optimizer.update(model, grads)
+    grads = nnx.jit(nnx.grad(lambda model: (model(tokens) ** 2).mean()))(model)
+    nnx.jit(lambda optimizer, model, grads: optimizer.update(model, grads))(optimizer, model, grads)
     (step,) = muon_by_hand([grads.block.attention.out.kernel[...]], (0, 1), (2,))
     np.testing.assert_allclose(
         model.block.attention.out.kernel[...], before + step, rtol=0, atol=1e-4
@@ -246,7 +247,7 @@ def test_an_equinox_module_of_numbers_goes_in_as_a_function(standard_promotion):
     assert by_path(numbers)["layers/0/weight"] == ((1,), (0,))
     assert by_path(numbers)["layers/1/weight"] is None
     tx, gradients = muon(lambda params: numbers), random_like(params, 1)
-    updates, _ = tx.update(gradients, tx.init(params), params)
+    updates = first_update(tx, gradients, params)
     (exact,) = muon_by_hand([gradients.layers[0].weight], (1,), (0,))
     np.testing.assert_allclose(updates.layers[0].weight, exact, atol=2e-5)
 
@@ -269,7 +270,7 @@ def test_galore_takes_the_numbers_of_a_model_without_copies(standard_promotion):
         params,
     )
     ours, exact = (
-        tx.update(gradients, tx.init(params), params)[0]
+        first_update(tx, gradients, params)
         for n in (numbers, theirs)
         for tx in (optax.contrib.galore(0.1, rank=3, weight_dimension_numbers=n),)
     )

@@ -20,7 +20,8 @@ from trace_support import (
 )
 
 from optax_gc import Roles, axes_from_trace, centralize, explain, roles_from_trace
-from optax_gc._axes import is_axes, path_name
+from optax_gc._axes import is_axes
+from optax_gc._match import names
 from optax_gc._trace import _trace
 
 BUILDS = {name: build for name, build, _ in CASES}
@@ -33,7 +34,7 @@ def roles_of(fn, params, *args, **kwargs):
 
 def by_path(tree):
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_axes)
-    return {path_name(path): axes for path, axes in leaves}
+    return dict(zip(names(leaves), (axes for _, axes in leaves), strict=True))
 
 
 def of(roles, path):
