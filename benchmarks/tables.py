@@ -117,9 +117,9 @@ def compiled(records: list[Record]) -> str:
             wasted = (int(of[OPTAX]["temporaries"]) - int(without["temporaries"])) / int(
                 ours["shard"]
             )
-            plain.append([*name, f"{floor:.3f}", *ratios, f"{more:.3f}", f"{wasted:.3f}"])
+            plain.append([*name, f"{floor:.3f}", *ratios, f"{more:z.3f}", f"{wasted:z.3f}"])
     heads = {
-        "step": ["floor", OURS, NAIVE, "optax", "temporaries: ours", "optax"],
+        "step": ["floor", OURS, NAIVE, "optax", "temporaries of ours", "of optax"],
         "mesh": [f"collectives: {WITHOUT}", OURS, NAIVE, "optax", "bytes of ours"],
         "training step": [f"peak GiB: {WITHOUT}", OURS],
     }

@@ -1,6 +1,7 @@
 """What the documentation shows is what the code does: docstrings, README, the public names."""
 
 import contextlib
+import csv
 import doctest
 import importlib.util
 import inspect
@@ -88,6 +89,14 @@ def test_links_and_pictures_lead_somewhere(page):
     )
     targets += re.findall(r"^```\{(?:image|figure|include)\} (\S+)", text, re.M)
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_the_guide_shows_the_tables_of_what_was_compiled(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    with open(ROOT / "benchmarks" / "compiled.csv", encoding="utf-8", newline="") as file:
+        tables = importlib.import_module("tables").compiled(list(csv.DictReader(file)))
+    page = (ROOT / "docs" / "guides" / "costs.md").read_text(encoding="utf-8")
+    assert [table for table in tables.split("\n\n") if table not in page] == []
 
 
 def test_the_built_api_documents_every_public_name(tmp_path):
