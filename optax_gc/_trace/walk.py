@@ -75,13 +75,19 @@ class Walk:
         shape = shape_of(var)
         kind = Kind.DATA if self.constants_are_data and shape else Kind.CONSTANT
         value = constant(shape, kind)
-        if array is None or len(shape) > 2 or not 1 < math.prod(shape) < _MOST_ELEMENTS:
+        if array is None or not 1 < math.prod(shape) < _MOST_ELEMENTS:
             return value
         if isinstance(array, jax.core.Tracer) or array.dtype.kind not in "biuf":
             return value
         array = np.asarray(array)
+        if kind == Kind.CONSTANT:
+            same = [bool((array == array.take([0], d)).all()) for d in range(len(shape))]
+            dims = zip(value.varies, foreign(shape), same, strict=True)
+            value = replace(value, varies=tuple(there if s else dim for dim, there, s in dims))
         if len(shape) == 1:
             return replace(value, counts=value.varies) if _counts(array) else value
+        if len(shape) != 2:
+            return value
         hot = tuple(
             dim if _single_ones(array, d) else foreign((n,))[0]
             for d, (dim, n) in enumerate(zip(value.varies, shape, strict=True))
@@ -188,7 +194,7 @@ class Walk:
                         self.use(p, "elementwise")
 
 
-_MOST_ELEMENTS = 1 << 20  # a constant larger than that is not looked into
+_MOST_ELEMENTS = 1 << 16  # a constant larger than that is not looked into
 
 
 def _counts(array: np.ndarray) -> bool:

@@ -164,12 +164,18 @@ def gather(trace: Any, eqn: Any, value: Value, indices: Value) -> Value:
 
         return part.moved(take, shape)
 
+    where = list(foreign(shape))
+    for i, dim in zip(batch, indices.varies[:-1], strict=False):
+        where[i] = dim if shape[i] > 1 else ()
+    rows = tuple(where)
+
     def pick(dims: Dims) -> Dims:
         result = list(foreign(shape))
         axes = axes_of(dims[d] for d in looked_up)
         if not by_data:  # positions that constants chose could still be contracted over
             for i in batch:
-                result[i] = lost(shape[i], axes) if shape[i] > 1 else ()
+                varies = shape[i] > 1 and has_axes(rows[i])
+                result[i] = lost(shape[i], axes) if varies else foreign((shape[i],))[0]
         for d, i in offsets.items():
             result[i] = dims[d] if d not in looked_up else lost(shape[i], axes_of((dims[d],)))
         for d, i in paired.items():
@@ -178,10 +184,6 @@ def gather(trace: Any, eqn: Any, value: Value, indices: Value) -> Value:
 
     one_hot = value.one_hot
     result = value.plain().moved(pick, shape)
-    where = list(foreign(shape))
-    for i, dim in zip(batch, indices.varies[:-1], strict=False):
-        where[i] = dim if shape[i] > 1 else ()
-    rows = tuple(where)
     if by_data and looked_up:
         result = _picked(result, rows)
     result = replace(result, varies=vary(result.varies, rows), kind=max(result.kind, indices.kind),
