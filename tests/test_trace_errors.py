@@ -18,13 +18,14 @@ from optax_gc._axes import resolve
 from optax_gc._trace import axes_from_trace, explain
 
 X = f32(3, 8)
-MERGED = {"w": f32(8, 6), "lora": {"a": f32(8, 2), "b": f32(2, 6)}, "bias": f32(6)}
+MERGED = {"w": f32(8, 6), "lora": {"a": f32(6, 2), "b": f32(2, 4)}, "bias": f32(6)}
 
 
 def merged(params, x):
     with jax.named_scope("Merged"):
-        w = params["w"] + params["lora"]["a"] @ params["lora"]["b"]
-        return x @ w + params["bias"][None]
+        h = x @ params["w"] + params["bias"][None]
+        # Three layers in a row, or scores of queries that are learned.
+        return h @ (params["lora"]["a"] @ params["lora"]["b"])
 
 
 def message_of(fn, params, *args):
@@ -61,9 +62,9 @@ def test_all_unresolved_parameters_are_listed_at_once_and_no_others():
 
 def test_an_unresolved_parameter_is_shown_with_shape_reason_place_and_candidates():
     message = message_of(merged, MERGED, X)
-    assert "'lora/a' of shape (8, 2): contracted with another parameter" in message
+    assert "'lora/a' of shape (6, 2): contracted with another parameter" in message
     assert "dot_general in Merged" in message
-    assert "candidates (0,) or (1,)" in message
+    assert "candidates (0,)" in message
 
 
 def test_the_lines_to_paste_leave_alone_what_cannot_be_told():
@@ -79,8 +80,9 @@ def test_the_error_ends_with_lines_that_settle_it():
 
 
 def test_a_line_to_paste_names_the_other_candidates_too():
-    lines = message_of(merged, MERGED, X).splitlines()
-    assert "  axes['lora']['a'] = ()  # or (0,) or (1,), if that is its fan-in" in lines
+    fn = lambda p, x: jnp.tanh(x @ p["w"]) @ p["w"].T  # noqa: E731
+    lines = message_of(fn, {"w": f32(8, 6)}, X).splitlines()
+    assert "  axes['w'] = ()  # or (0,) or (1,), if that is its fan-in" in lines
 
 
 def test_the_lines_settle_an_nnx_state():

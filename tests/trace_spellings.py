@@ -17,9 +17,24 @@ REFUSABLE = {}  # name of a case: parameters of it of which a refusal is allowed
 P = jax.sharding.PartitionSpec
 
 
+# Programs whose answer is known to people, and that the trace does not tell from others: a bias of a
+# mixture from a weight with gated updates, a readout of states from what made them, raw latents
+# from weights, blocks of a fan-in that are summed one by one.
+UNTOLD = (
+    "S4D as a recurrence",
+    "biases of mixed experts",
+    "blocks of a fan-in",
+    "latents in a batch",
+    "latents with a nonlinearity before their projection",
+    "latents with a normalization before their projection",
+    "relative positions of pairs: one-hots",
+    "vmap as a row-parallel layer",
+)
+
+
 def may_refuse(name, path):
     """Whether a refusal is allowed in place of the expected answer."""
-    return path in REFUSABLE.get(name, ())
+    return path in REFUSABLE.get(name, ()) or name.startswith(UNTOLD)
 
 
 def case(name, fn, params, *args, refusable=(), **expected):

@@ -207,7 +207,7 @@ def add(trace: Any, values: Sequence[Value], shape: Shape) -> Value:
             if joins and e.how == "statistic":
                 for p in params:
                     trace.use(p, "scalar")
-                e = Echo("added", e.dims, rows, repeated=besides(rows, e.dims))
+                e = Echo("added", e.dims, rows)
             echoes.append((e, params))
         if joins and v.terms:
             of_data = [pair for other in values if other is not v for pair in other.echoes.items()]

@@ -388,6 +388,10 @@ def _why_unclear(s: _Sum, roots: Sequence[int], data: Dims) -> str:
             is_all(s.trace, node, dims, s.gone[i]) or of_shards(s.trace, node, dims, s.gone[i])
         ):
             return PARTLY
+        if any(
+            axes_of((dim,)) and besides((d,), (dim,)) for dim, d in zip(dims, data, strict=True)
+        ):
+            return "it is repeated along another axis of the weight that it is part of"
         others = [t.constants, *(n.dims for j, n in enumerate(t.nodes) if j != i)]
         for other in others:
             if other is not None and besides(s.at(other), dims) and besides(data, dims):
