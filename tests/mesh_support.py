@@ -1,5 +1,6 @@
 """A network of eight kernels laid out over eight devices, and what programs on it move."""
 
+import functools
 import math
 import re
 
@@ -27,6 +28,7 @@ class Network(nn.Module):
         return x.mean(1)
 
 
+@functools.cache
 def shapes(width, dtype=jnp.float32):
     """The kernels and biases of the network, as structs."""
     image = jnp.zeros((1, 4, 4, width // 4))
@@ -79,6 +81,7 @@ def mesh_of(kind):
     return jax.make_mesh((4, 2), EVERY_AXIS, axis_types=(kind, kind))
 
 
+@functools.cache
 def gradients(dtype=np.float32):
     rng = np.random.default_rng(0)
     return jax.tree.map(

@@ -26,8 +26,15 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 STEPS = ("4096 × 16384", compiled.STACKED)
 NOTHING = 0.001  # of the gradients: a mean for each output, and what a GPU's blocks exchange
 
-every_chip = pytest.mark.parametrize("chip", TPUS + GPUS)
-every_gpu = pytest.mark.parametrize("chip", GPUS)
+
+def on_each(chips, session):
+    """Tests for some chips; skipped, with how to run them, if no compiler for them is here."""
+    missing = pytest.mark.skip(reason=f"no compiler for it is installed: {session} brings one")
+    return pytest.mark.parametrize("chip", chips or [pytest.param("none", marks=missing)])
+
+
+every_chip = on_each(TPUS + GPUS, "nox -s tpu or nox -s gpu")
+every_gpu = on_each(GPUS, "nox -s gpu")
 every_step = pytest.mark.parametrize("step", STEPS)
 every_dtype = pytest.mark.parametrize("dtype", compiled.DTYPES)
 
@@ -72,7 +79,7 @@ def test_a_step_on_a_gpu_moves_little_more_than_one_more_read_of_each_gradient(c
     assert ours["moved"] <= 1.01 * (without["moved"] + kernels)
 
 
-@pytest.mark.parametrize("chip", [c for c in ("v5e", "H100") if c in TPUS + GPUS])
+@on_each([c for c in ("v5e", "H100") if c in TPUS + GPUS], "nox -s tpu or nox -s gpu")
 @pytest.mark.parametrize("mesh", compiled.MESHES)
 @every_dtype
 def test_shards_of_a_fan_in_exchange_one_small_all_reduce(chip, mesh, dtype):
@@ -145,7 +152,7 @@ class CompilesElsewhere:
 
 
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("chip", TPUS[:1])
+@on_each(TPUS[:1], "nox -s tpu")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_program_of_a_notebook_compiles_for_a_tpu(path, chip, tmp_path, monkeypatch):
     """Every jitted function, the training step among them, at the sizes of the small mode."""
