@@ -205,9 +205,19 @@ class _Sum:
         return tuple([dims[d] for d in self.over])
 
     def alone(self, i: int) -> AxisSet:
-        """The axes of a node that stay and that no data shares."""
+        """The axes of a node that stay, and that data shares no more than a part of."""
         dims = self.blank(self.t.nodes[i].dims)
-        return axes_of(dims) - (NONE if self.t.data is None else met(dims, self.blank(self.t.data)))
+        if self.t.data is None:
+            return axes_of(dims)
+        # Rows of a table that are chosen for pairs of positions are in both, and no outputs.
+        rows = frozenset(a for dim in dims for f in dim if f.stride is None for a in f.axes)
+        data = self.blank(self.t.data)
+        return axes_of(without(dims, data)) - (rows & met(dims, data))
+
+    def shared(self, i: int) -> AxisSet:
+        """The axes of a node that stay and that data varies along too."""
+        assert self.t.data is not None
+        return met(self.blank(self.t.nodes[i].dims), self.blank(self.t.data))
 
     def rest(self) -> Term:
         """The term where nothing of it is summed."""
@@ -464,7 +474,7 @@ def _settled(s: _Sum, fan_in: dict[int, AxisSet], weights: Sequence[int]) -> Res
         if i in weights:
             # Axes of length 1 have no role, yet among contracted ones they belong to the fan-in.
             ones = frozenset(a for dim in s.at(n.dims) for f in dim for a in f.axes if f.size == 1)
-            record_weight(s.trace, t, i, fan_in[i] | ones, s.alone(i))
+            record_weight(s.trace, t, i, fan_in[i] | ones, s.alone(i), s.shared(i))
             node = n._replace(dims=without(s.blank(n.dims), rows))
             left = used(s.trace, t, node, rows)
             if of_shards(s.trace, n, s.at(n.dims), s.gone[i]):
@@ -518,7 +528,7 @@ def _sum_echo(
                 else "added to data, then contracted with data: a gated weight or an activation"
             )
             _refuse_echo(trace, params, gone, why)
-        elif stay - shared:
+        elif e.how == "used" and stay - shared:
             rest = rest._replace(twice=True)
     return rest
 

@@ -42,12 +42,23 @@ def directed(t: Term, sources: Mapping[int, AxisSet]) -> dict[int, AxisSet] | No
     return fan_in
 
 
-def record_weight(trace: Any, t: Term, i: int, fan_in: AxisSet, alone: AxisSet) -> None:
-    """Notes that a node is a weight with a fan-in, and which of its axes are outputs."""
+def record_weight(
+    trace: Any, t: Term, i: int, fan_in: AxisSet, alone: AxisSet, shared: AxisSet = NONE
+) -> None:
+    """Notes that a node is a weight.
+
+    Args:
+      trace: the walk.
+      t: the term.
+      i: the place of the node.
+      fan_in: its axes that meet data.
+      alone: those that stay in the product, without data.
+      shared: those that stay in the product, and that data varies along too.
+    """
     p = t.nodes[i].param
     outputs = (alone | summed_axes(t, i)) - fan_in
     long = frozenset(a for a, n in enumerate(trace.shapes[p]) if n > 1)
-    trace.use(p, "weight", axes=fan_in, outputs=outputs, batch=long - fan_in - outputs)
+    trace.use(p, "weight", axes=fan_in, outputs=outputs, batch=long - fan_in - (outputs - shared))
 
 
 def is_all(trace: Any, node: Node, dims: Dims, axes: Iterable[int]) -> bool:
