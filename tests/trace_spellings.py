@@ -17,9 +17,9 @@ REFUSABLE = {}  # name of a case: parameters of it of which a refusal is allowed
 P = jax.sharding.PartitionSpec
 
 
-# Programs whose answer is known to people, and that the trace does not tell from others: a bias
-# of a mixture from a weight with gated updates, a readout of states from what made them, raw
-# latents from weights, blocks of a fan-in that are summed one by one.
+# Programs whose answer people know, and that the trace does not tell from others: a bias of a
+# mixture from a weight with gated updates, a readout of states from what made them, raw latents
+# from weights, blocks of a fan-in that are summed one by one.
 UNTOLD = (
     "S4D as a recurrence",
     "biases of mixed experts",

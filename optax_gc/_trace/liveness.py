@@ -63,7 +63,7 @@ class Liveness:
 
     def _into(self, eqn: Any, outs: Flags, everything: bool) -> Flags:
         name = eqn.primitive.name
-        if name not in RULES_OF_LIVENESS:
+        if name not in RULES_OF_LIVENESS or jaxprs.unknown(eqn):
             return (any(outs) or jaxprs.has_effect(eqn),) * len(eqn.invars)
         return RULES_OF_LIVENESS[name](self, eqn, outs, everything)
 

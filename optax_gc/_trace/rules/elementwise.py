@@ -111,10 +111,10 @@ _IDENTITIES = """
 _NONLINEAR = """
     abs acos acosh asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp cos cosh
     digamma erf erf_inv erfc exp exp2 expm1 floor igamma igammac integer_pow is_finite lgamma
-    log log1p logistic max min nextafter polygamma pow reciprocal rem round rsqrt
-    regularized_incomplete_beta sign sin sinh sqrt square tan tanh
-    and or xor not ge gt le lt ne eq_to le_to lt_to clz population_count
-    shift_left shift_right_logical shift_right_arithmetic
+    log log1p log2 logistic max min nextafter one_minus_square polygamma polynomial pow
+    reciprocal rem round rsqrt regularized_incomplete_beta sign sin sinh sqrt square tan tanh
+    and or xor not ge gt le lt ne eq_to le_to lt_to clz population_count shift_left
+    shift_right_logical shift_right_arithmetic
 """
 
 RULES: dict[str, Callable[..., Any]] = {
