@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from optax_gc._axes import path_name
+from optax_gc._match import names
 from optax_gc._trace import _trace
 from optax_gc._trace.roles import roles
 
@@ -154,10 +154,11 @@ def fan_in_by_oracle(fn, params, *args, varying=None):
         cotangent = np.broadcast_to(rng.normal(size=sizes), out.shape).astype(out.dtype)
         (grads,) = vjp(cotangent)
     found = {}
-    for path, g in jax.tree_util.tree_leaves_with_path(grads):
+    leaves = jax.tree_util.tree_leaves_with_path(grads)
+    for name, (_, g) in zip(names(leaves), leaves, strict=True):
         g = np.asarray(g)
         scale = np.abs(g).max()
-        found[path_name(path)] = tuple(
+        found[name] = tuple(
             axis for axis in range(g.ndim) if np.ptp(g, axis=axis).max() <= 1e-4 * scale
         )
     return found
