@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from trace_support import REFUSED, answers, promoting
 
-from optax_gc._axes import path_name
+from optax_gc._match import names
 
 ROW, SUM = "row", "sum"
 BENT, NETWORK, TABLE = "bent", "network", "table"
@@ -571,8 +571,7 @@ def second_opinion(program, theirs):
             ours = opinion(*program)
     except DontKnow as reason:
         return dict.fromkeys(theirs, "unknown"), dict.fromkeys(theirs, str(reason)[:80])
-    for path, says in ours.items():
-        name = path_name(path)
+    for name, says in zip(names(list(ours.items())), ours.values(), strict=True):
         axes, said[name] = theirs[name], says
         known = {} if isinstance(says, str) else {i: s for i, s in says.items() if s is not None}
         if axes == REFUSED:

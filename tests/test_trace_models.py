@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import pytest
 from flax import nnx
-from trace_support import answers, equinox, f32, haiku, i32, linen, nnx_, promoting
+from trace_support import answers, equinox, f32, haiku, i32, linen, named, nnx_, promoting
 
 from optax_gc._axes import path_name
 from optax_gc._trace import axes_from_trace
@@ -202,10 +202,7 @@ def test_every_parameter_of_a_model_gets_its_layers_axes(name):
     with promoting():
         fn, params, *args = build()
     found = answers(fn, params, *args)
-    shapes = {
-        path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
-    assert found == {path: expected(path, shape) for path, shape in shapes.items()}
+    assert found == {name: expected(name, leaf.shape) for name, leaf in named(params).items()}
 
 
 def test_every_parameter_of_keras_mobilenet_gets_its_layers_axes():

@@ -6,7 +6,6 @@ right. `build()` gives (fn, abstract parameters, *abstract inputs).
 
 from typing import Any
 
-import jax
 import keras
 import test_trace_after_loops as after_loops
 import test_trace_near_misses as near_misses
@@ -14,9 +13,7 @@ from flax import nnx
 from test_trace_hazards import HAZARDS
 from test_trace_models import MODELS
 from trace_cases import CASES
-from trace_support import REFUSED, answers, haiku, keras_, linen, nnx_, promoting
-
-from optax_gc._axes import path_name
+from trace_support import REFUSED, answers, haiku, keras_, linen, named, nnx_, promoting
 
 
 def right(answer: Any) -> set[Any]:
@@ -38,8 +35,7 @@ def keras_after_rnn():
 
 def model_expectation(build, rule):
     _, params, *_ = build()
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {path_name(path): {rule(path_name(path), leaf.shape)} for path, leaf in leaves}
+    return {name: {rule(name, leaf.shape)} for name, leaf in named(params).items()}
 
 
 def everything(models: bool = True) -> list[tuple[str, Any, dict[str, set[Any]] | None]]:
@@ -91,8 +87,7 @@ def judged(
     What was answered stays as it is or is refused. What was refused may be answered, if rightly.
     """
     verdicts: dict[str, list[str]] = {k: [] for k in ("same", "refused", "answered", "different")}
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    shapes = {path_name(path): leaf.shape for path, leaf in leaves}
+    shapes = {name: leaf.shape for name, leaf in named(params).items()}
     for path, before in original.items():
         before, after = long(before, shapes[path]), long(found[path], shapes[path])
         allowed = {long(a, shapes[path]) for a in expected[path]} if expected else set()

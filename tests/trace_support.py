@@ -32,6 +32,12 @@ def promoting():
         yield
 
 
+def named(params):
+    """{name: leaf} of a tree of parameters."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return dict(zip(names(leaves), (leaf for _, leaf in leaves), strict=True))
+
+
 def answers(fn, params, *args, **kwargs):
     """{path: axes, or REFUSED} for every parameter."""
     with promoting():

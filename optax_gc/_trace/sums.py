@@ -439,6 +439,14 @@ def _without_outputs(s: _Sum, fan_in: dict[int, AxisSet]) -> Result:
             pass  # constants tell which of its elements is an output, as on a diagonal
         elif not t.bent and t.rows is None and (s.dot or own_axes(node._replace(dims=rest))):
             return _settled(s, fan_in, [0])
+    single = [
+        i
+        for i in fan_in
+        if i != CONSTANT
+        and any(f.axes and f.size == 1 for dim in s.blank(t.nodes[i].dims) for f in dim)
+    ]
+    if s.dot and len(t.nodes) > 1 and len(single) == 1 and not t.edges and not t.bent:
+        return _settled(s, fan_in, single)
     why = "combined with data, then contracted: a dense layer, or a scale followed by a sum"
     if not s.dot and len(t.nodes) == 1 and not t.edges and t.data is not None:
         node = t.nodes[0]  # in a norm, the mean is subtracted from what it is the mean of

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .digits import NONE, AxisSet, Dim, Dims, Shape, axes_of, foreign, has_axes, vary, varying
 
@@ -28,7 +28,7 @@ class Part(NamedTuple):
     """A slice of a parameter's axes that an image shows."""
 
     # Equal for equal slices; ("loop", loop) is the one that a loop is at, ("mesh", axes) a shard.
-    key: Hashable
+    key: Any
     axes: AxisSet
     dim: Dim = ()  # the digits that a loop has cut away
     index: int | None = None  # the position, where that is known
@@ -61,6 +61,7 @@ class Term(NamedTuple):
     hot: Dims | None = None  # along which the data is one-hot
     merged: bool = False  # added to a parameter of the same shape: an update of it
     unsure: str = ""  # why it would have to be refused as a weight
+    blurred: str = ""  # the data is made from inputs alone by an operation that is not known
     learned: bool = False  # the data is made of parameters alone, and repeated along a batch
     unrolled: bool = False  # added to a product of another slice of it with data
     loops: frozenset[Hashable] = frozenset()  # that the data is carried by
@@ -134,6 +135,7 @@ class Value:
     echoes: Echoes = field(default_factory=dict)
     seen: int = 0  # the parameters that went into it, a bit each
     loops: frozenset[Hashable] = frozenset()  # that it is carried by, or computed from what is
+    blurred: str = ""  # made from inputs alone by an operation that is not known, and which
     learned: bool = False  # an activation made of parameters alone, and repeated along a batch
     counts: Dims | None = None  # an iota, and along which dimensions
     one_hot: Dims | None = None  # along which dimensions it has a single one
