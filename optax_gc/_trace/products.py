@@ -55,7 +55,13 @@ def multiply(trace: Any, a: Value, b: Value, shape: Shape) -> Value:
     if not (a.terms or b.terms or a.echoes or b.echoes):
         hot = _hot(a, b)
         return Value(
-            shape, kind, varies, seen=a.seen | b.seen, loops=a.loops | b.loops, one_hot=hot
+            shape,
+            kind,
+            varies,
+            seen=a.seen | b.seen,
+            loops=a.loops | b.loops,
+            one_hot=hot,
+            blurred=_blurred((a, b)),
         )
     terms = [*_times(a, b), *_times(b, a)]
     if not (a.kind == Kind.DATA or b.kind == Kind.DATA):
@@ -64,6 +70,13 @@ def multiply(trace: Any, a: Value, b: Value, shape: Shape) -> Value:
     return tidied(trace, Value(
         shape, kind, varies, tuple(terms), echoes, seen=a.seen | b.seen, loops=a.loops | b.loops
     ), product=True)  # fmt: skip
+
+
+def _blurred(values: Sequence[Value]) -> str:
+    """What is not known in a value computed from inputs alone; with a parameter it is all known."""
+    if any(v.seen for v in values):
+        return ""
+    return next((v.blurred for v in values if v.blurred), "")
 
 
 def _hot(a: Value, b: Value) -> Dims | None:
@@ -88,6 +101,7 @@ def _times(a: Value, b: Value) -> list[Term]:
                 loops=t.loops | b.loops,
                 seen=t.seen | b.seen,
                 learned=t.learned or b.learned,
+                blurred=t.blurred or b.blurred,
             )
             if not (_is_own_statistic(t, b) or (t.bent and t.data is not None))
             else t
@@ -150,22 +164,29 @@ def _product(s: Term, t: Term) -> Term:
         frozenset((i if i == CONSTANT else i + offset, axes) for i, axes in edge)
         for edge in t.edges
     }
-    both = {
-        name: vary(x, y) if x is not None and y is not None else (y if x is None else x)
-        for name in ("constants", "data", "rows", "last", "picked")
-        for x, y in ((getattr(s, name), getattr(t, name)),)
-    }
+
+    def both(x: Dims | None, y: Dims | None) -> Dims | None:
+        return vary(x, y) if x is not None and y is not None else (y if x is None else x)
+
     nodes = (*s.nodes, *t.nodes)
     if not t.edges:  # a power of a parameter is the parameter, element by element
         nodes = (*s.nodes, *(n for n in t.nodes if n not in s.nodes))
     return Term(
         nodes,
         edges,
-        bent=s.bent or t.bent,
-        curved=s.curved or t.curved,
+        both(s.constants, t.constants),
+        both(s.data, t.data),
+        both(s.rows, t.rows),
+        both(s.last, t.last),
+        s.bent or t.bent,
+        s.curved or t.curved,
+        both(s.picked, t.picked),
         loops=s.loops | t.loops,
         seen=s.seen | t.seen,
-        **both,
+        blurred=s.blurred or t.blurred,
+        merged=s.merged or t.merged,
+        unsure=s.unsure or t.unsure,
+        learned=s.learned or t.learned,
     )
 
 
@@ -221,7 +242,10 @@ def add(trace: Any, values: Sequence[Value], shape: Shape) -> Value:
                     terms.append(t)
     terms = _unrolled(terms)
     _check_echoes(trace, values)
-    result = Value(shape, kind, varies, tuple(terms), regrouped(echoes), seen=seen, loops=loops)
+    blurred = _blurred(values)
+    result = Value(
+        shape, kind, varies, tuple(terms), regrouped(echoes), seen, loops, blurred=blurred
+    )
     if kind == Kind.PARAMETER and len(result.terms) > 1:
         result = _with_evidence(trace, result)
     return tidied(trace, result)
@@ -301,7 +325,7 @@ def added(
       rows: along which dimensions the data varies.
       echoes: what is left of other parameters in that data.
     """
-    if len(t.nodes) > 1 and len({n.param for n in t.nodes}) > 1:
+    if len({n.param for n in t.nodes}) > 1:
         for n in t.nodes:
             refuse_pair(trace, t, t.nodes.index(n))
         return []
@@ -327,7 +351,7 @@ def bend(trace: Any, values: Sequence[Value], shape: Shape) -> Value:
         for v in values[1:]:
             varies = vary(varies, v.varies)
         loops = frozenset().union(*(v.loops for v in values))
-        return Value(shape, kind, varies, seen=0, loops=loops)
+        return Value(shape, kind, varies, loops=loops, blurred=_blurred(values))
     value = add(trace, values, shape) if len(values) > 1 else values[0]
     return bent(trace, value)
 
@@ -361,7 +385,14 @@ def bent(trace: Any, value: Value) -> Value:
         if e.how == "statistic" or e.pending or kept:
             echoes.append((e._replace(bent=True), params))
     return Value(
-        value.shape, Kind.DATA, support, tuple(terms), regrouped(echoes), value.seen, value.loops
+        value.shape,
+        Kind.DATA,
+        support,
+        tuple(terms),
+        regrouped(echoes),
+        value.seen,
+        value.loops,
+        blurred=value.blurred,
     )
 
 

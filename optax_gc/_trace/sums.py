@@ -63,10 +63,10 @@ def contract(
     over = range(n, len(shape))
     keep = lambda dims: dims[:n]  # noqa: E731
     if n < len(shape) and all(size == 1 for size in shape[n:]):
-        return _outer(trace, sides, shape, keep)
+        return _outer(trace, sides, shape, n)
     if sides[0] == sides[1]:
         sides[1] = replace(sides[1])
-    product = multiply(trace, *sides, shape)
+    product = multiply(trace, sides[0], sides[1], shape)
     dot = not a.kind == b.kind == Kind.PARAMETER
     return summed(trace, product, over, keep, shape[:n], dot)
 
@@ -107,18 +107,17 @@ def _with_rows(
     return a, b
 
 
-def _outer(trace: Any, sides: Sequence[Value], shape: Shape, keep: Callable[[Dims], Dims]) -> Value:
+def _outer(trace: Any, sides: Sequence[Value], shape: Shape, n: int) -> Value:
     """A product without a sum. A weight that is contracted here has a fan-in of one: none."""
     a, b = sides
     echoes: list[Any] = []
     if {a.kind, b.kind} == {Kind.PARAMETER, Kind.DATA}:
         weight, data = (a, b) if a.kind == Kind.PARAMETER else (b, a)
-        n = len(keep(shape))
         ones = [
             m for t in weight.terms for m in t.nodes if any(f.axes for d in m.dims[n:] for f in d)
         ]
         if not ones:
-            return multiply(trace, a, b, shape).moved(keep, keep(shape))
+            return multiply(trace, a, b, shape).moved(lambda dims: dims[:n], shape[:n])
         for t in weight.terms:
             for node in t.nodes:
                 trace.use(node.param, "elementwise")
@@ -127,7 +126,7 @@ def _outer(trace: Any, sides: Sequence[Value], shape: Shape, keep: Callable[[Dim
         a, b = weight, data
     value = multiply(trace, a, b, shape)
     value = replace(value, echoes=regrouped([*value.echoes.items(), *echoes]))
-    return value.moved(keep, keep(shape))
+    return value.moved(lambda dims: dims[:n], shape[:n])
 
 
 def summed(
@@ -406,8 +405,8 @@ def _why_unclear(s: _Sum, roots: Sequence[int], data: Dims) -> str:
         for other in others:
             if other is not None and besides(s.at(other), dims) and besides(data, dims):
                 return "it is repeated along another axis of the weight that it is part of"
-    if t.unsure:
-        return t.unsure
+    if t.unsure or t.blurred:
+        return t.unsure or t.blurred
     if t.edges and not t.merged:
         from_weight = any(e.how == "used" and met(s.at(e.dims), data) for e in s.value.echoes)
         if from_weight:
@@ -462,7 +461,7 @@ def _is_scale(s: _Sum, fan_in: dict[int, AxisSet]) -> bool:
     Such as queries, scaled before they meet keys.
     """
     t = s.t
-    if len(t.nodes) > 1 or t.rows is None or t.last is None or 0 not in fan_in or s.alone(0):
+    if len(t.nodes) != 1 or t.rows is None or t.last is None or 0 not in fan_in or s.alone(0):
         return False
     return besides(s.blank(t.rows), vary(s.blank(t.nodes[0].dims), s.blank(t.last)))
 

@@ -143,7 +143,7 @@ def with_slices_joined(trace: Any, value: Value, final: bool = True) -> Value:
     for p, group in groups.items():
         parts = {t.nodes[0].parts for t in group}
         axes = NONE.union(*[part.axes for some in parts for part in some])
-        indices = {part.index for some in parts for part in some}
+        indices = {part.place for some in parts for part in some}
         covered = len(axes) == 1 and indices == set(range(trace.shapes[p][min(axes)]))
         if not (covered or final):
             continue

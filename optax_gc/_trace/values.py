@@ -31,7 +31,7 @@ class Part(NamedTuple):
     key: Any
     axes: AxisSet
     dim: Dim = ()  # the digits that a loop has cut away
-    index: int | None = None  # the position, where that is known
+    place: int | None = None  # the position, where that is known
 
 
 class Node(NamedTuple):

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import jax
 import numpy as np
+from jax.core import Tracer
 
 from . import jaxprs
 from .digits import NONE, AxisSet, Shape, foreign, has_axes, own
@@ -77,7 +77,7 @@ class Walk:
         value = constant(shape, kind)
         if array is None or not 1 < math.prod(shape) < _MOST_ELEMENTS:
             return value
-        if isinstance(array, jax.core.Tracer) or array.dtype.kind not in "biuf":
+        if isinstance(array, Tracer) or array.dtype.kind not in "biuf":
             return value
         array = np.asarray(array)
         if kind == Kind.CONSTANT:
@@ -169,7 +169,12 @@ class Walk:
                 for p in params if could_be_weight(e) else ():
                     self.refuse(p, why)
         loops = frozenset().union(*(v.loops for v in values))
-        return [replace(constant(shape_of(v), kind), loops=loops, seen=seen) for v in eqn.outvars]
+        # It might be a one-hot, which looks rows up instead of being summed with a weight.
+        blurred = "" if seen else why
+        return [
+            replace(constant(shape_of(v), kind), loops=loops, seen=seen, blurred=blurred)
+            for v in eqn.outvars
+        ]
 
     def finish(self, outputs: Sequence[Value]) -> None:
         """Notes what the function's results hold of each parameter."""

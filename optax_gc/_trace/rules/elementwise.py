@@ -86,6 +86,11 @@ def random_bits(trace: Any, eqn: Any, *values: Value) -> Value:
     return constant(shape, kind)
 
 
+def random_key(trace: Any, eqn: Any, *values: Value) -> list[Value]:
+    """Random keys, which are constants."""
+    return [constant(shape_of(v)) for v in eqn.outvars]
+
+
 def _with_number(eqn: Any, result: Value, values: tuple[Value, ...]) -> Value:
     numbers = [v.number for v in values]
     fold = _NUMBERS.get(eqn.primitive.name)
@@ -108,6 +113,7 @@ _MOVES_NOTHING = """
 _IDENTITIES = """
     optimization_barrier device_put pmax pmin pvary
 """
+_KEYS = "random_wrap random_unwrap random_seed random_split random_fold_in random_clone"
 _NONLINEAR = """
     abs acos acosh asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp cos cosh
     digamma erf erf_inv erfc exp exp2 expm1 floor igamma igammac integer_pow is_finite lgamma
@@ -129,4 +135,5 @@ RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(_IDENTITIES.split(), identity),
     "stop_gradient": stop_gradient,
     "random_bits": random_bits,
+    **dict.fromkeys(_KEYS.split(), random_key),
 }

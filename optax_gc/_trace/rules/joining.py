@@ -36,9 +36,9 @@ def join_along(trace: Any, values: tuple[Value, ...], d: int, shape: Shape) -> V
     def place(node: Node) -> Node:
         # Side by side, slices are not added up: the axis they were taken from is now here.
         axes = axes_of((node.dims[d],))
-        sliced = NONE.union(*[part.axes for part in node.parts if part.index is not None])
+        sliced = NONE.union(*[part.axes for part in node.parts if part.place is not None])
         mine = [n for n in nodes if n.param == node.param]
-        indices = {part.index for n in mine for part in n.parts}
+        indices = {part.place for n in mine for part in n.parts}
         p = node.param
         every = len(sliced) == 1 and not axes and all(len(n.parts) == 1 for n in mine)
         whole = (

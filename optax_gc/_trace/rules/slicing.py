@@ -30,7 +30,7 @@ def cut(trace: Any, value: Value, shape: Shape, starts: Sequence[Hashable]) -> V
                 start, dim = starts[d], node.dims[d]
                 plain = len(dim) == 1 and dim[0].stride == 1 and shape[d] == 1
                 index = start if isinstance(start, int) and plain else None
-                found.add(Part((start, shape[d], dim), axes, index=index))
+                found.add(Part((start, shape[d], dim), axes, place=index))
         return frozenset(found)
 
     result = value.plain().moved(window, shape)
