@@ -15,6 +15,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import keras
 import pytest
 from sphinx.util.inventory import InventoryFile
 
@@ -59,6 +60,7 @@ SNIPPETS = [
 
 @pytest.mark.parametrize(("code", "expected"), SNIPPETS)
 def test_a_snippet_runs_by_itself_and_prints_what_is_below_it(code, expected, standard_promotion):
+    keras.utils.clear_session()  # which counts the names of layers
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.environ", dict(os.environ))  # a snippet may set some, of itself alone

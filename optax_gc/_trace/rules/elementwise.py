@@ -107,7 +107,7 @@ _NUMBERS: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 _MOVES_NOTHING = """
-    neg convert_element_type copy real imag conj reduce_precision
+    neg convert_element_type bitcast_convert_type copy real imag conj reduce_precision
     sharding_constraint layout_constraint mesh_cast reshard name
 """
 _IDENTITIES = """
