@@ -304,6 +304,9 @@ def _with_evidence(trace: Any, value: Value) -> Value:
             support = value.support
             echoes = [pair for t in vectors for pair in added(trace, t, support)]
             return Value(value.shape, Kind.DATA, support, (), regrouped(echoes), value.seen)
+        if networks:
+            terms = tuple(t._replace(unsure=EITHER) for t in value.terms)
+            return replace(value, terms=terms)
     if full and networks:
         updates = all(has_open_ends(t) for t in networks)
         terms = tuple(

@@ -246,8 +246,9 @@ def _sum_without_data(s: _Sum) -> Result:
         echoes = []
         for i, n in enumerate(t.nodes):
             axes = s.gone[i] | summed_axes(t, i)
-            trace.use(n.param, "constant" if s.dot and not t.bent else "statistic", axes=axes)
             node = n._replace(dims=s.blank(n.dims))
+            layer = s.dot and not t.bent and bool(own_axes(node))
+            trace.use(n.param, "constant" if layer else "statistic", axes=axes)
             echo = Echo("statistic", node.dims, foreign(s.value.shape), fan_in=axes)
             echoes.append((echo, frozenset({n.param})))
         return [], echoes
@@ -447,10 +448,17 @@ def _without_outputs(s: _Sum, fan_in: dict[int, AxisSet]) -> Result:
     if s.dot and len(t.nodes) > 1 and len(single) == 1 and not t.edges and not t.bent:
         return _settled(s, fan_in, single)
     why = "combined with data, then contracted: a dense layer, or a scale followed by a sum"
-    if not s.dot and len(t.nodes) == 1 and not t.edges and t.data is not None:
-        node = t.nodes[0]  # in a norm, the mean is subtracted from what it is the mean of
-        echo = Echo("statistic", s.blank(node.dims), s.blank(t.data), fan_in=s.gone[0], pending=why)
-        return [], [(echo, frozenset({node.param}))]
+    if not s.dot and not t.edges and t.data is not None:
+        # In a norm, the mean is subtracted from what it is the mean of.
+        rows = s.blank(t.data)
+        echoes = [
+            (
+                Echo("statistic", s.blank(n.dims), rows, fan_in=s.gone[i], pending=why),
+                frozenset({n.param}),
+            )
+            for i, n in enumerate(t.nodes)
+        ]
+        return [], echoes
     s.refuse([i for i in fan_in if i != CONSTANT], why, fan_in)
     return [], []
 

@@ -176,7 +176,7 @@ def _summed_by_loop(trace: Any, value: Value, before: set[Part], key: Any, seen:
                 trace.use(n.param, "elementwise")
             continue
         (part, *others), (node, *more) = new, t.nodes
-        whole = is_all(trace, node, (part.dim,), part.axes) and part.key == key
+        whole = not more and is_all(trace, node, (part.dim,), part.axes) and part.key == key
         itself = t.seen >> node.param & 1
         if others or more or not whole or t.bent or itself or t.rows is not None:
             for n in t.nodes:
