@@ -36,11 +36,11 @@ def test_no_answer_has_a_second_opinion_against_it():
     assert not against, "\n".join(map(str, against))
 
 
-def test_nine_answers_in_ten_have_a_second_opinion():
+def test_seven_answers_in_eight_have_a_second_opinion():
     spellings = {name for name, *_ in trace_spellings.CASES}
     count = Counter(how for name, _, _, how, _ in opinions() if name not in spellings)
     with_opinion = count["agrees"] + count["agrees in part"]
-    assert with_opinion >= 9 * count["unknown"]
+    assert with_opinion >= 7 * count["unknown"]
 
 
 X = f32(3, 7, 8)
