@@ -74,7 +74,15 @@ WHOLE = {"pallas_call", "custom_linear_solve", "pure_callback"}
 # Programs whose answer rests on more than a contraction: on how their inputs are made (one-hots),
 # on sums that another spelling splits, or on a reading of two that are the same expression.
 # docs/trace.md says so.
-KNOWN = ("one-hot", "row 30", "modulated", "Modulated", "mixture of depthwise", "labels choose")
+KNOWN = (
+    "one-hot",
+    "noinline",
+    "row 30",
+    "modulated",
+    "Modulated",
+    "mixture of depthwise",
+    "labels choose",
+)
 
 
 def is_known(name: str) -> bool:

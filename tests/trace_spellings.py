@@ -30,6 +30,8 @@ UNTOLD = (
     "relative positions of pairs: one-hots",
     "vmap as a row-parallel layer",
 )
+if jax.__version_info__ < (0, 8):  # whose pmap is an operation of its own, as is jnp.diag's scatter
+    UNTOLD += ("pmap", "a diagonal matrix of a scale")
 
 
 def may_refuse(name, path):

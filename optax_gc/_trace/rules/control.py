@@ -170,7 +170,8 @@ def _summed_by_loop(trace: Any, value: Value, before: set[Part], key: Any, seen:
             terms.append(t)
             continue
         alone = NONE.union(*[own_axes(n) - met(n.dims, t.data) for n in t.nodes])
-        residual = all((t.seen & ~seen) >> n.param & 1 for n in t.nodes)
+        sliced = [n for n in t.nodes if n.parts & new]
+        residual = all((t.seen & ~seen) >> n.param & 1 for n in sliced)
         if key in t.loops and residual and not alone:
             for n in t.nodes:
                 trace.use(n.param, "elementwise")
