@@ -18,6 +18,12 @@ FLOOR = ["jax==0.7.2", "jaxlib==0.7.2", "optax==0.2.6", "flax==0.12.0"]
 NEWEST = ["jax", "jaxlib", "optax", "flax"]
 # Run once, on README's Python: they are measurements of learning, long, and say nothing of JAX.
 LONG = ["tests/test_notebooks.py", "tests/test_examples.py"]
+# They hold the trace against itself, on README's Python.
+REFEREES = [
+    "tests/test_trace_forgetting.py",
+    "tests/test_trace_respelling.py",
+    "tests/test_trace_second_opinion.py",
+]
 # Bounds on what one compiler makes of the library, measured with the newest XLA.
 COMPILED = ["tests/test_overhead.py"]
 # What the library says without its trace.
@@ -46,13 +52,13 @@ def _without(paths: list[str]) -> list[str]:
 @nox.parametrize("versions", [nox.param(FLOOR, id="floor"), nox.param(NEWEST, id="newest")])
 def tests(session: nox.Session, versions: list[str]) -> None:
     """Everything on the newest versions; on the floor, what is neither long nor of one compiler."""
-    _run(session, versions, *(_without(LONG + COMPILED) if versions is FLOOR else []))
+    _run(session, versions, *(_without(LONG + COMPILED + REFEREES) if versions is FLOOR else []))
 
 
 @nox.session(python=PYTHONS[-1])
 def newest(session: nox.Session) -> None:
     """Everything but what is long, on the newest Python and the newest JAX, which needs it."""
-    _run(session, NEWEST, *_without(LONG))
+    _run(session, NEWEST, *_without(LONG + REFEREES))
 
 
 @nox.session(python=PYTHONS)

@@ -110,7 +110,7 @@ def _times(a: Value, b: Value) -> list[Term]:
         ]
     constant = any([has_axes(dim) for dim in b.varies])
     if b.terms and not constant:
-        return [] if a.kind != Kind.DATA else _scaled(a.terms, b)
+        return [] if a.kind != Kind.DATA else _scaled(a, b)
     if not constant:
         return list(a.terms)
     return [
@@ -132,9 +132,12 @@ def _is_own_statistic(t: Term, data: Value) -> bool:
     )
 
 
-def _scaled(terms: Sequence[Term], b: Value) -> list[Term]:
+def _scaled(a: Value, b: Value) -> list[Term]:
     """Products with data, times parameters."""
-    return [_product(s, t) for s, t in itertools.product(terms, b.terms)]
+    return [
+        (t := _product(*pair))._replace(seen=t.seen | a.seen, loops=t.loops | a.loops)
+        for pair in itertools.product(a.terms, b.terms)
+    ]
 
 
 def _gated(a: Value, b: Value) -> list[Any]:
