@@ -121,7 +121,6 @@ class Echo(NamedTuple):
 
 
 Echoes = Mapping[Echo, frozenset[int]]
-EMPTY: Echoes = {}
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,6 @@ class Value:
             echoes=regrouped((e.moved(f), ps) for e, ps in self.echoes.items()),
             counts=None if self.counts is None else f(self.counts),
             one_hot=None if self.one_hot is None else f(self.one_hot),
-            number=self.number,
         )
 
     def without_gradient(self) -> "Value":

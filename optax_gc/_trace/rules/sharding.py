@@ -133,12 +133,12 @@ def _glued(outer: Any, inner: Any) -> Factor:
 def psum(trace: Any, eqn: Any, *values: Value) -> list[Value]:
     """A sum over shards: of activations, and of the parts of a contraction."""
     how = jaxprs.collective(eqn)
-    if how.grouped or any(isinstance(axis, int) for axis in how.axes) or _shows(how, values):
+    if how.grouped or any(isinstance(axis, int) for axis in how.axes) or _shows(values):
         return trace.opaque(eqn, values)
     return [_summed(v, how.axes) for v in values]
 
 
-def _shows(how: jaxprs.Collective, values: tuple[Value, ...]) -> bool:
+def _shows(values: tuple[Value, ...]) -> bool:
     """Whether a parameter itself differs from shard to shard."""
     return any(_is_mesh(part) for v in values for t in v.terms for n in t.nodes for part in n.parts)
 
@@ -168,7 +168,7 @@ def all_gather(trace: Any, eqn: Any, value: Value) -> Value:
 def reduce_scatter(trace: Any, eqn: Any, value: Value) -> Value:
     """A sum over shards, of which each keeps a part."""
     how, shape = jaxprs.collective(eqn), shape_of(eqn.outvars[0])
-    if how.grouped or not how.tiled or how.dimension is None or _shows(how, (value,)):
+    if how.grouped or not how.tiled or how.dimension is None or _shows((value,)):
         return trace.opaque(eqn, (value,))[0]
     split = tuple(tuple(how.axes) if d == how.dimension else () for d in range(len(shape)))
     return _shard(_summed(value, how.axes), shape, split)
@@ -176,7 +176,7 @@ def reduce_scatter(trace: Any, eqn: Any, value: Value) -> Value:
 
 def exchanged(trace: Any, eqn: Any, value: Value) -> Value:
     """Shards change places: activations do, which are as before."""
-    if _shows(jaxprs.collective(eqn), (value,)):
+    if _shows((value,)):
         return trace.opaque(eqn, (value,))[0]
     return value
 
