@@ -16,6 +16,7 @@ from typing import Any
 from .digits import NONE, Dims, Shape, besides, foreign, has_axes, met, repeats, vary
 from .uses import (
     EITHER,
+    SPLIT,
     has_open_ends,
     oriented_by_rows,
     refuse_pair,
@@ -63,6 +64,7 @@ def multiply(trace: Any, a: Value, b: Value, shape: Shape) -> Value:
             one_hot=hot,
             blurred=_blurred((a, b)),
         )
+    a, b = _without_own_sums(a, (b,)), _without_own_sums(b, (a,))
     terms = [*_times(a, b), *_times(b, a)]
     if not (a.kind == Kind.DATA or b.kind == Kind.DATA):
         terms += [_product(s, t) for s, t in itertools.product(a.terms, b.terms)]
@@ -70,6 +72,18 @@ def multiply(trace: Any, a: Value, b: Value, shape: Shape) -> Value:
     return tidied(trace, Value(
         shape, kind, varies, tuple(terms), echoes, seen=a.seen | b.seen, loops=a.loops | b.loops
     ), product=True)  # fmt: skip
+
+
+def _without_own_sums(value: Value, others: Sequence[Value]) -> Value:
+    """Forgets that an activation was summed where the sum meets what it is of, as in a norm."""
+    summed = {e: params for e, params in value.echoes.items() if e.pending == SPLIT}
+    if not summed:
+        return value
+    whole = frozenset().union(
+        *(ps for v in others for e, ps in v.echoes.items() if e.whole is not None)
+    )
+    gone = {e for e, params in summed.items() if params <= whole}
+    return replace(value, echoes={e: ps for e, ps in value.echoes.items() if e not in gone})
 
 
 def _blurred(values: Sequence[Value]) -> str:
@@ -106,7 +120,7 @@ def _times(a: Value, b: Value) -> list[Term]:
             if not (_is_own_statistic(t, b) or (t.bent and t.data is not None))
             else t
             for t in a.terms
-            for chosen in [t.picked is not None and t.data == t.picked]
+            for chosen in [t.is_rows]
         ]
     constant = any([has_axes(dim) for dim in b.varies])
     if b.terms and not constant:
@@ -212,6 +226,7 @@ def absorbs(t: Term, statistic: Term) -> bool:
 def add(trace: Any, values: Sequence[Value], shape: Shape) -> Value:
     """The sum of values, or one value made of parts of several."""
     values = [aligned(v, shape) for v in values]
+    values = [_without_own_sums(v, [o for o in values if o is not v]) for v in values]
     kind = max(v.kind for v in values)
     varies = values[0].varies
     for v in values[1:]:
@@ -232,6 +247,9 @@ def add(trace: Any, values: Sequence[Value], shape: Shape) -> Value:
                 for p in params:
                     trace.use(p, "scalar")
                 e = Echo("added", e.dims, rows)
+            biases = [o for o in values if o.kind == Kind.PARAMETER and e.whole is not None]
+            if e.whole and any(met(e.whole, o.support) - axes(e) for o in biases):
+                e = e._replace(whole=None)  # a bias of its own says that the batch is one
             echoes.append((e, params))
         if joins and v.terms:
             of_data = [pair for other in values if other is not v for pair in other.echoes.items()]
@@ -239,7 +257,8 @@ def add(trace: Any, values: Sequence[Value], shape: Shape) -> Value:
                 echoes += added(trace, t, rows, of_data)
         else:
             for t in v.terms:
-                if t.picked is not None and t.data == t.picked and len(values) > 1:
+                if t.is_rows and len(values) > 1:
+                    assert t.picked is not None
                     echoes += added(trace, t, vary(rows, t.picked))
                 else:
                     terms.append(t)
@@ -373,13 +392,15 @@ def bent(trace: Any, value: Value) -> Value:
     for t in value.terms:
         assert t.data is not None
         alone = [n for n in t.nodes if own_axes(n) - met(n.dims, t.data)]
-        if t.data == t.picked:
+        if t.is_rows:
             settle_lookup(trace, t)
             continue
         if alone:
             terms.append(t._replace(bent=True))
             continue
         for n in t.nodes:
+            if t.unsure and t.edges:
+                trace.refuse(n.param, t.unsure)
             repeated = besides(t.data, n.dims)
             trace.use(n.param, "lookup" if t.picked else "elementwise")
             if not repeated:

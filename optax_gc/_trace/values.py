@@ -54,7 +54,7 @@ class Term(NamedTuple):
     constants: Dims | None = None  # along which constants vary that it is multiplied by
     data: Dims | None = None  # along which inputs vary that it is multiplied by
     rows: Dims | None = None  # the same, before the last multiplication
-    last: Dims | None = None  # along which the last of them varied
+    last: Dims | None = None  # along which the last of them varied; None if it only chose rows
     bent: bool = False  # something nonlinear was done to a product
     curved: bool = False  # or to a parameter, such as a norm
     picked: Dims | None = None  # along which the indices vary that data chose rows by
@@ -83,6 +83,11 @@ class Term(NamedTuple):
         return len(self.nodes) == 1 and not self.edges and self.data is None
 
     @property
+    def is_rows(self) -> bool:
+        """Whether it is rows that data chose, and that nothing has met since."""
+        return self.picked is not None and self.last is None
+
+    @property
     def support(self) -> Dims:
         """Along which dimensions it varies."""
         dims = self.nodes[0].dims
@@ -109,15 +114,19 @@ class Echo(NamedTuple):
     cut: AxisSet = NONE  # axes of which a slice or a step of a loop shows one position
     twice: bool = False  # contracted with data again
     parts: frozenset[Part] = frozenset()  # slices of it that were used
+    sliced: frozenset[Part] = frozenset()  # slices of what is left of it
     seen: int = 0  # if so, what the data was computed from
     loops: frozenset[Hashable] = frozenset()  # and what carries it
     pending: str = ""  # why it has to be refused, unless it turns out to scale its own parameter
     fan_in: AxisSet = NONE
+    whole: Dims | None = None  # its digits with those that the data shared, until it is settled
 
     def moved(self, f: Callable[[Dims], Dims]) -> "Echo":
         """The echo after an operation that moves elements."""
-        data, others = (None if d is None else f(d) for d in (self.data, self.others))
-        return self._replace(dims=f(self.dims), rows=f(self.rows), data=data, others=others)
+        names = "data", "others", "whole"
+        dims = {name: getattr(self, name) for name in names}
+        moved = {name: None if d is None else f(d) for name, d in dims.items()}
+        return self._replace(dims=f(self.dims), rows=f(self.rows), **moved)
 
 
 Echoes = Mapping[Echo, frozenset[int]]
@@ -181,7 +190,8 @@ def regrouped(echoes: Iterable[tuple[Echo, frozenset[int]]]) -> Echoes:
     result: dict[Echo, frozenset[int]] = {}
     origins: dict[Echo, list[Echo]] = {}
     for e, params in echoes:
-        if not (e.pending or any([has_axes(dim) for dim in e.dims])):
+        cut = (e.sliced or e.parts) and e.data is None
+        if not (cut or e.pending or any([has_axes(dim) for dim in e.dims])):
             continue
         if e.parts:
             plain = e._replace(seen=0, loops=frozenset())
