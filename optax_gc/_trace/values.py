@@ -190,7 +190,7 @@ def regrouped(echoes: Iterable[tuple[Echo, frozenset[int]]]) -> Echoes:
     result: dict[Echo, frozenset[int]] = {}
     origins: dict[Echo, list[Echo]] = {}
     for e, params in echoes:
-        cut = (e.sliced or e.parts) and e.data is None
+        cut = e.sliced or (e.parts and e.data is None)
         if not (cut or e.pending or any([has_axes(dim) for dim in e.dims])):
             continue
         if e.parts:
