@@ -141,7 +141,8 @@ def _hot_together(t: Term, b: Value, chosen: bool) -> Dims | None:
 
 def _is_own_statistic(t: Term, data: Value) -> bool:
     """Whether a product with data is scaled by what was summed from that product."""
-    return t.data is not None and all(
+    of_it = t.data is not None and not besides(data.support, t.support)
+    return of_it and all(
         data.seen >> n.param & 1 and besides(n.dims, data.support) for n in t.nodes
     )
 

@@ -42,6 +42,14 @@ class Node(NamedTuple):
     parts: frozenset[Part] = frozenset()
 
 
+Move = Callable[[Dims], Dims]
+
+
+def _moved(one: "Term | Echo", names: Iterable[str], f: Move) -> dict[str, Dims | None]:
+    dims = {name: getattr(one, name) for name in names}
+    return {name: None if d is None else f(d) for name, d in dims.items()}
+
+
 CONSTANT = -1  # stands for a constant in an edge
 Edge = frozenset[tuple[int, AxisSet]]  # summed together: places of nodes in the term, and axes
 
@@ -67,15 +75,13 @@ class Term(NamedTuple):
     loops: frozenset[Hashable] = frozenset()  # that the data is carried by
     seen: int = 0  # the parameters that the data was computed from, a bit each
 
-    def moved(self, f: Callable[[Dims], Dims]) -> "Term":
-        """The term after an operation that moves elements."""
+    def moved(self, f: Move, data: Move | None = None) -> "Term":
+        """The term after an operation that moves elements, those of data by `data` if given."""
         nodes = tuple([n._replace(dims=f(n.dims)) for n in self.nodes])
         if self.is_image and self.constants is None:
             return self._replace(nodes=nodes)
-        names = "constants", "data", "rows", "last", "picked", "hot"
-        dims = {name: getattr(self, name) for name in names}
-        moved = {name: None if d is None else f(d) for name, d in dims.items()}
-        return self._replace(nodes=nodes, **moved)
+        moved = _moved(self, ("constants", "data", "rows", "last"), data or f)
+        return self._replace(nodes=nodes, **moved, **_moved(self, ("picked", "hot"), f))
 
     @property
     def is_image(self) -> bool:
@@ -121,12 +127,10 @@ class Echo(NamedTuple):
     fan_in: AxisSet = NONE
     whole: Dims | None = None  # its digits with those that the data shared, until it is settled
 
-    def moved(self, f: Callable[[Dims], Dims]) -> "Echo":
-        """The echo after an operation that moves elements."""
-        names = "data", "others", "whole"
-        dims = {name: getattr(self, name) for name in names}
-        moved = {name: None if d is None else f(d) for name, d in dims.items()}
-        return self._replace(dims=f(self.dims), rows=f(self.rows), **moved)
+    def moved(self, f: Move, data: Move | None = None) -> "Echo":
+        """The echo after an operation that moves elements, those of data by `data` if given."""
+        moved = _moved(self, ("rows", "data", "others"), data or f)
+        return self._replace(**moved, **_moved(self, ("dims", "whole"), f))
 
 
 Echoes = Mapping[Echo, frozenset[int]]
@@ -149,7 +153,7 @@ class Value:
     one_hot: Dims | None = None  # along which dimensions it has a single one
     number: int | None = None  # a scalar integer that is known
 
-    def moved(self, f: Callable[[Dims], Dims], shape: Shape) -> "Value":
+    def moved(self, f: Move, shape: Shape) -> "Value":
         """The value after an operation that only moves its elements, as `f` moves dimensions."""
         return replace(
             self,

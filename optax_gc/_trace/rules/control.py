@@ -69,7 +69,10 @@ def _sliced(x: Value, key: Hashable) -> Value:
         axes = axes_of((dim,))
         return parts | {Part(key, axes, dim)} if axes else parts
 
-    moved = whole_hot(x, (0,)).moved(lambda dims: dims[1:], x.shape[1:])
+    def drop(dims: Dims) -> Dims:
+        return dims[1:]
+
+    moved = whole_hot(x, (0,)).moved(drop, x.shape[1:])
     terms = tuple(
         t._replace(
             nodes=tuple(
@@ -82,11 +85,7 @@ def _sliced(x: Value, key: Hashable) -> Value:
     )
     echoes = regrouped(
         (
-            e._replace(
-                dims=e.dims[1:],
-                rows=e.rows[1:],
-                data=None if e.data is None else e.data[1:],
-                others=None if e.others is None else e.others[1:],
+            e.moved(drop)._replace(
                 cut=e.cut | axes_of(e.dims[:1]),
                 sliced=part(e.dims[0], e.sliced),
             ),
@@ -233,29 +232,21 @@ def _stacked(y: Value, shape: Shape, key: Hashable, length: int) -> Value:
         dim = here[0].dim if len(here) == 1 else lost(length, NONE.union(*[p.axes for p in here]))
         return (dim, *dims), parts - set(here)
 
-    def varied(dims: Dims | None) -> Dims | None:
-        return None if dims is None else (along, *dims)
+    def varied(dims: Dims) -> Dims:
+        return (along, *dims)
 
     moved = y.plain().moved(repeated, shape)
     terms = tuple(
-        t._replace(
-            nodes=tuple(Node(n.param, *restored(n.dims, n.parts)) for n in before.nodes),
-            constants=varied(before.constants),
-            data=varied(before.data),
-            rows=varied(before.rows),
-            last=varied(before.last),
-            picked=before.picked and repeated(before.picked),
+        t.moved(repeated, varied)._replace(
+            nodes=tuple(Node(n.param, *restored(n.dims, n.parts)) for n in t.nodes)
         )
-        for t, before in zip(moved.terms, y.terms, strict=True)
+        for t in y.terms
     )
     echoes = []
     for e, params in y.echoes.items():
         dims, _ = restored(e.dims, e.parts | e.sliced)
-        e = e._replace(
+        e = e.moved(repeated, varied)._replace(
             dims=dims,
-            rows=(along, *e.rows),
-            data=varied(e.data),
-            others=varied(e.others),
             cut=e.cut - axes_of(part.dim for part in e.sliced if part.key == key),
             parts=_of_others(e.parts, key),
             sliced=_of_others(e.sliced, key),
