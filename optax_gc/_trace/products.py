@@ -263,7 +263,7 @@ def add(trace: Any, values: Sequence[Value], shape: Shape) -> Value:
                     echoes += added(trace, t, vary(rows, t.picked))
                 else:
                     terms.append(t)
-    terms = _unrolled(terms)
+    terms = _unrolled(values, terms)
     _check_echoes(trace, values)
     blurred = _blurred(values)
     result = Value(
@@ -274,13 +274,17 @@ def add(trace: Any, values: Sequence[Value], shape: Shape) -> Value:
     return tidied(trace, result)
 
 
-def _unrolled(terms: list[Term]) -> list[Term]:
+def _unrolled(values: Sequence[Value], terms: list[Term]) -> list[Term]:
     """Marks products of different slices of one parameter with data, which are being added up."""
-    parts: dict[int, set[Any]] = {}
-    for t in terms:
-        if t.data is not None and len(t.nodes) == 1 and t.nodes[0].parts and not t.picked:
-            parts.setdefault(t.nodes[0].param, set()).add(t.nodes[0].parts)
-    several = {p for p, found in parts.items() if len(found) > 1}
+    parts: dict[int, list[frozenset[Any]]] = {}
+    for v in values:
+        of: dict[int, set[Any]] = {}
+        for t in v.terms:
+            if t.data is not None and len(t.nodes) == 1 and t.nodes[0].parts and not t.picked:
+                of.setdefault(t.nodes[0].param, set()).add(t.nodes[0].parts)
+        for p, found in of.items():
+            parts.setdefault(p, []).append(frozenset(found))
+    several = {p for p, found in parts.items() if len(set(found)) > 1}
     if not several:
         return terms
     return [
