@@ -269,9 +269,16 @@ def add(trace: Any, values: Sequence[Value], shape: Shape) -> Value:
     result = Value(
         shape, kind, varies, tuple(terms), regrouped(echoes), seen, loops, blurred=blurred
     )
-    if kind == Kind.PARAMETER and len(result.terms) > 1:
+    if kind == Kind.PARAMETER and any(_is_unknown(v) for v in values):
+        result = replace(result, terms=tuple(t._replace(unsure=EITHER) for t in result.terms))
+    elif kind == Kind.PARAMETER and len(result.terms) > 1:
         result = _with_evidence(trace, result)
     return tidied(trace, result)
+
+
+def _is_unknown(value: Value) -> bool:
+    """Whether it is made of parameters by an operation that nothing is known about."""
+    return value.kind == Kind.PARAMETER and not (value.terms or value.echoes)
 
 
 def _unrolled(values: Sequence[Value], terms: list[Term]) -> list[Term]:
