@@ -68,6 +68,8 @@ def multiply(trace: Any, a: Value, b: Value, shape: Shape) -> Value:
     terms = [*_times(a, b), *_times(b, a)]
     if not (a.kind == Kind.DATA or b.kind == Kind.DATA):
         terms += [_product(s, t) for s, t in itertools.product(a.terms, b.terms)]
+    if _is_unknown(a) or _is_unknown(b):
+        terms = [t._replace(unsure=EITHER) for t in terms]
     echoes = regrouped([*_gated(a, b), *_gated(b, a)])
     return tidied(trace, Value(
         shape, kind, varies, tuple(terms), echoes, seen=a.seen | b.seen, loops=a.loops | b.loops
