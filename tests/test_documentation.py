@@ -6,6 +6,7 @@ import doctest
 import importlib.util
 import inspect
 import io
+import json
 import os
 import pkgutil
 import posixpath
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import keras
 import pytest
+import yaml
 from sphinx.util.inventory import InventoryFile
 
 import optax_gc
@@ -118,6 +120,20 @@ def test_the_built_api_documents_every_public_name(tmp_path):
         if not name.startswith("_") and not inspect.ismodule(value)
     }
     assert public and public - names == set()
+
+
+def test_the_workflow_runs_the_sessions_of_nox_on_every_python():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8"))
+    runs = workflow["jobs"]["tests"]["strategy"]["matrix"]["include"]
+    listed = subprocess.run(
+        [sys.executable, "-m", "nox", "--list", "--json", "-f", ROOT / "noxfile.py"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    sessions = {each["session"]: each["python"] for each in json.loads(listed.stdout)}
+    assert [run for run in runs if sessions.get(run["session"]) != run["python"]] == []
+    assert {run["python"] for run in runs} == set(sessions.values())
 
 
 def test_importing_the_package_brings_in_nothing_beyond_jax_and_optax():
