@@ -193,19 +193,19 @@ def biases_that_do_not_fit(axes: Any, params: Any) -> str:
             of_bias, of_outputs = ([n for n in x if n != 1] for x in (bias.shape, outputs))
             if of_bias and of_bias != of_outputs and _biases(bias.shape, leaf.shape):
                 found.append(
-                    f"  {leaf.name!r} of shape {leaf.shape}: averaged over {over}, so outputs "
-                    f"{outputs}; but its bias {bias.name!r} has the shape {bias.shape}"
+                    f"  {leaf.name!r} of shape {leaf.shape}: averaged over {over}, which leaves "
+                    f"{outputs}, and its bias is {bias.shape}"
                 )
     if not found:
         return ""
     more = [f"  and {len(found) - 3} more"] if len(found) > 3 else []
     return "\n".join(
         [
-            "axes_from_rank tells axes by rank and name, and biases say otherwise:",
+            "Axes told by rank and name, where biases say otherwise:",
             *found[:3],
             *more,
-            "Read the axes from the model, axes_from_trace(model, x). Or say where the outputs of "
-            "every kernel are: axes_from_rank(output_axis=0) if they come first, -1 if last.",
+            "Read the axes from the model: axes_from_trace(model, x).",
+            "Or say where all outputs are: axes_from_rank(output_axis=0) if first, -1 if last.",
         ]
     )
 

@@ -103,14 +103,27 @@ def test_the_guide_shows_the_tables_of_what_was_compiled(monkeypatch):
     assert [table for table in tables.split("\n\n") if table not in page] == []
 
 
-def test_the_built_api_documents_every_public_name(tmp_path):
-    """What ``from .module import name as name`` makes public, the diagnostics' too."""
+@pytest.fixture(scope="module")
+def api(tmp_path_factory):
+    """The folder of the built API reference."""
+    folder = tmp_path_factory.mktemp("api")
     only = {"include_patterns": "api.md", "root_doc": "api"}
     only["extensions"] = "myst_nb,sphinx.ext.autodoc,sphinx.ext.napoleon"  # none that fetches
     flags = [word for name, value in only.items() for word in ("-D", f"{name}={value}")]
-    build = [sys.executable, "-m", "sphinx", "-q", *flags, ROOT / "docs", tmp_path]
+    build = [sys.executable, "-m", "sphinx", "-q", *flags, ROOT / "docs", folder]
     subprocess.run(build, check=True)
-    with open(tmp_path / "objects.inv", "rb") as file:
+    return folder
+
+
+def test_the_signatures_in_the_built_api_name_public_types(api):
+    text = re.sub(r"<[^>]+>", "", (api / "api.html").read_text(encoding="utf-8"))
+    assert "axes: AxesLike" in text
+    assert re.findall(r"\b_[A-Z]\w+|\b\w+\._\w+", text) == []
+
+
+def test_the_built_api_documents_every_public_name(api):
+    """What ``from .module import name as name`` makes public, the diagnostics' too."""
+    with open(api / "objects.inv", "rb") as file:
         documented = InventoryFile.load(file, "", posixpath.join)
     names = {*documented["py:function"], *documented["py:class"], *documented["py:type"]}
     public = {
