@@ -131,13 +131,7 @@ def axes_from_rank(
     References:
       Yong et al., Gradient Centralization, https://arxiv.org/abs/2004.01461, section 3.1.
     """
-    if output_axis is not None and (
-        not isinstance(output_axis, Integral) or isinstance(output_axis, bool)
-    ):
-        raise TypeError(
-            f"output_axis is {output_axis!r}. Use one int: -1 for Flax, Haiku and Keras, 0 for "
-            "PyTorch's layout and Equinox, None to tell by name."
-        )
+    _check_output_axis(output_axis)
     if params is None:
         return functools.partial(axes_from_rank, output_axis=output_axis, conv_only=conv_only)
     if (
@@ -149,14 +143,15 @@ def axes_from_rank(
             f"axes_from_rank got the integer {params} instead of parameters. If optax.inject_"
             "hyperparams took it for a schedule, pass static_args=('axes',) to that."
         )
+    check_params(params, "axes_from_rank")
     if output_axis is None:
         warn_of_biases(axes_from_rank, params)
     return _from_rank(params, output_axis=output_axis, conv_only=conv_only)
 
 
 def _from_rank(params: Any, *, output_axis: int | None = None, conv_only: bool = False) -> AxesTree:
-    """What `axes_from_rank` answers, of options that it has checked."""
-    check_params(params, "axes_from_rank")
+    """What `axes_from_rank` answers."""
+    _check_output_axis(output_axis)
     named, structure = _named(params)
     beside = _by_place(named)
     least = 4 if conv_only else 2
@@ -169,6 +164,16 @@ def _from_rank(params: Any, *, output_axis: int | None = None, conv_only: bool =
             for leaf in named
         ],
     )
+
+
+def _check_output_axis(output_axis: Any) -> None:
+    if output_axis is not None and (
+        not isinstance(output_axis, Integral) or isinstance(output_axis, bool)
+    ):
+        raise TypeError(
+            f"output_axis is {output_axis!r}. Use one int: -1 for Flax, Haiku and Keras, 0 for "
+            "PyTorch's layout and Equinox, None to tell by name."
+        )
 
 
 def warn_of_biases(axes: Any, params: Any) -> None:

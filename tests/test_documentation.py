@@ -160,6 +160,14 @@ def test_importing_the_package_brings_in_nothing_beyond_jax_and_optax():
     assert set(new.stdout.split()) <= {"optax_gc", "jax"}
 
 
+def test_importing_the_package_leaves_the_rules_of_the_trace_for_the_first_trace():
+    code = "import sys, optax_gc; print(*(m for m in sys.modules if 'rules' in m or 'walk' in m))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert [name for name in loaded.stdout.split() if name.startswith("optax_gc")] == []
+
+
 def test_every_link_into_the_repository_has_the_address_that_pyproject_states():
     slug = address.current(ROOT)
     owner, repository = slug.split("/")

@@ -26,6 +26,7 @@ from optax_gc import (
     centralize,
     diagnostics,
     explain,
+    muon_dimension_numbers,
     rescale_weights,
     roles_from_trace,
     scale_by_trust_ratio,
@@ -241,6 +242,44 @@ def test_a_trace_of_what_cannot_be_called_so_is_refused(trace, call, mend):
     assert len(str(error.value)) < 1000
 
 
+NO_ROLES = {
+    "params": lambda: PARAMS,
+    "axes": lambda: axes_from_rank(PARAMS),
+    "fan-in": lambda: roles_from_trace(fn, PARAMS, X).fan_in,
+    "matrix": lambda: roles_from_trace(fn, PARAMS, X).matrix,
+    "a tuple of trees": lambda: tuple(roles_from_trace(fn, PARAMS, X)),
+    "axes of one": lambda: (0,),
+    "None": lambda: None,
+    "a model": lambda: nnx.Linear(8, 5, rngs=nnx.Rngs(0)),
+    "a function": lambda: roles_from_trace,
+    "an explanation": lambda: explain(fn, PARAMS, X),
+    "a name": lambda: "w",
+    "an optimizer": lambda: optax.contrib.muon(0.1),
+}
+NO_NAMES = {
+    "a number": 0,
+    "nothing": None,
+    "true": True,
+    "a mask": {"w": True, "b": False},
+    "a function": loss,
+    "an optimizer": optax.adam(0.1),
+    "an array": np.ones(3),
+    "parameters": [np.ones(3)],
+}
+
+
+@pytest.mark.parametrize("value", NO_ROLES.values(), ids=NO_ROLES)
+def test_muon_refuses_what_is_no_roles(value):
+    with pytest.raises(TypeError, match=r"Pass what roles_from_trace\(...\) returns"):
+        muon_dimension_numbers(value())
+
+
+@pytest.mark.parametrize("adam", NO_NAMES.values(), ids=NO_NAMES)
+def test_muon_refuses_what_is_no_names(adam):
+    with pytest.raises(TypeError, match="Give names of parameters, such as"):
+        muon_dimension_numbers(roles_from_trace(fn, PARAMS, X), adam=adam)
+
+
 OPTIONS = {
     "axes_from_rank(output_axis=[0])": (
         lambda: axes_from_rank(PARAMS, output_axis=[0]),
@@ -252,6 +291,10 @@ OPTIONS = {
     ),
     "axes_from_rank(output_axis='last')": (
         lambda: axes_from_rank(PARAMS, output_axis="last"),
+        "Use one int",
+    ),
+    "a partial with output_axis='last'": (
+        lambda: centralize(functools.partial(axes_from_rank, output_axis="last")).init(PARAMS),
         "Use one int",
     ),
     "axes_from_rank(output_axis=2)": (lambda: axes_from_rank(PARAMS, output_axis=2), "Use -1"),
