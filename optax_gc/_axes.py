@@ -210,8 +210,8 @@ def biases_that_do_not_fit(axes: Any, params: Any) -> str:
             *found[:3],
             *more,
             "Read the axes from the model: axes_from_trace(model, x).",
-            "If nothing is stacked, say where outputs are: axes_from_rank(output_axis=0) if first, -1 "
-            "if last.",
+            "If nothing is stacked, say where outputs are: axes_from_rank(output_axis=0) if first, "
+            "-1 if last.",
         ]
     )
 
