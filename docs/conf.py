@@ -7,8 +7,12 @@ import shutil
 import sys
 from pathlib import Path
 
+from sphinx.util.typing import stringify_annotation
+
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))  # the package of this checkout
+from optax_gc._axes import AxesLike  # noqa: E402
+
 # Sphinx reads one folder; the notebooks lie where a reader of the repository finds them.
 shutil.rmtree(HERE / "notebooks", ignore_errors=True)
 shutil.copytree(
@@ -59,7 +63,7 @@ pygments_dark_style = "monokai"
 
 # Where autodoc finds what is known by a shorter name.
 PUBLIC = {
-    "~typing.Any | ~collections.abc.Callable[[~typing.Any], ~typing.Any]": "~optax_gc.AxesLike",
+    stringify_annotation(AxesLike, "smart"): "~optax_gc.AxesLike",
     "~jax.jaxlib._jax.Array": "~jax.Array",
     "~optax._src.base.": "~optax.",
     "~optax_gc._weights.Params": "~optax.Params",

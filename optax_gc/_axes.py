@@ -13,6 +13,7 @@ import inspect
 import math
 import operator
 import re
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import zip_longest
@@ -45,13 +46,19 @@ _NOT_KERNELS = frozenset({"bias", "embedding", "embeddings"})
 _MAY_BE_BIAS = frozenset({"b", "scale", "offset"})
 # A kernel by name, wherever it is: a vision transformer's "embedding/kernel" is a convolution.
 _KERNELS = frozenset({"kernel", "w", "weights"})
-# Words of the names of tables: "wte", "pos_embedding", "token_embedder", "tok_emb", "codebook".
-_TABLES = re.compile(r"wte|wpe|emb|embed|embeds|embedding|embeddings|embedder|codebook|vocab")
+# Words of the names of tables: "wte", "pos_embedding", "token_embedder", "tok_emb", "bias_table".
+_TABLES = re.compile(
+    r"wte|wpe|emb|embed|embeds|embedding|embeddings|embedder|codebook|vocab|tables?|lookup"
+)
 # Names of learned tokens and positions themselves.
-_TOKENS = re.compile(r"(.*_)?(tokens?|pos|positions?|position_ids|positional)")
+_TOKENS = re.compile(
+    r"(.*_)?(tokens?|pos|positions?|position_ids|positional|registers?|latents?|prompts?)"
+)
 _NORMS = re.compile(r".*(norm|^ln|_ln|^bn|_bn|^gn|_gn).*")
 # Flax's attention projects (features) to (heads, head_dim): one input axis, two output axes.
 _SPLIT_INTO_HEADS = frozenset({"query", "key", "value"})
+# The names of a kernel and of its bias: kernel, bias; W1, b1; in_proj_weight, in_proj_bias.
+_KERNEL_OF_BIAS = re.compile(r"(.*_)?(kernel|weights?|w|W)(?![a-z])(.*)")
 # Boxes around an array, of Penzai, Haliax and others.
 _BOXES = frozenset({"value", "data_array", "array"})
 
@@ -76,21 +83,22 @@ def axes_from_rank(
     The output axis is the last, as in Flax, Haiku and Keras, but the first of a ``weight``, as in
     PyTorch and Equinox. What else is decided by name:
 
-    * no kernel: leaves of rank below 2; ``bias``; ``b``, ``scale`` or ``offset`` beside a kernel of
-      higher rank, ``scale`` and ``offset`` beside each other or in a norm, and a ``weight`` beside
-      a ``bias`` of its own shape (a norm's);
+    * no kernel: leaves of rank below 2; ``bias`` and ``..._bias``; ``b``, ``scale`` or ``offset``
+      beside a kernel of higher rank, ``scale`` and ``offset`` beside each other or in a norm, and a
+      ``weight`` beside a ``bias`` of its own shape (a norm's);
     * tables: ``embedding``, ``embed``, ``wte``, ``wpe``, ``pos_embedding``, ``cls_token`` and the
       like, as the leaf's own name or anywhere above it, unless the leaf is a ``kernel`` or ``w``,
       or a ``weight`` with a bias or of rank above 2;
     * a rank-3 ``kernel`` under ``query``, ``key`` or ``value`` is an attention projection
       (features, heads, head_dim), averaged over its features.
 
-    `summary` shows what is done. Rank and names cannot see layers stacked for a scan, ensembles
-    stacked by vmap, experts, depthwise convolutions, or kernels in another layout, such as Haiku's,
-    Keras's and PyTorch's transposed convolutions: for those, give the axes, or read them from the
-    model's own computation with `axes_from_trace`. Where gradients have no names, as Keras's lists
-    of arrays, make the axes from the variables:
-    ``centralize(axes_from_rank(model.trainable_variables))``.
+    `summary` shows what is done. Where the bias of a kernel does not have the shape of its outputs,
+    as in stacked layers, a warning names it, here and when an optimizer is initialised. Without
+    biases, rank and names cannot see layers stacked for a scan, ensembles stacked by vmap, experts,
+    depthwise convolutions, or kernels in another layout, such as Haiku's, Keras's and PyTorch's
+    transposed convolutions: for those, give the axes, or read them from the model's own computation
+    with `axes_from_trace`. Where gradients have no names, as Keras's lists of arrays, make the axes
+    from the variables: ``centralize(axes_from_rank(model.trainable_variables))``.
 
     Args:
       params: pytree of arrays (any shapes and dtypes; ``jax.ShapeDtypeStruct`` will do), a model
@@ -109,6 +117,9 @@ def axes_from_rank(
       ValueError: if ``output_axis`` is not an axis of some kernel, or ``params`` are none, such as
         a step count, a shape or a function.
 
+    Warns:
+      UserWarning: if a bias does not fit its kernel's outputs, unless ``output_axis`` is given.
+
     Example:
       >>> import jax.numpy as jnp
       >>> params = {"conv": {"kernel": jnp.ones((3, 3, 8, 16)), "bias": jnp.ones(16)}}
@@ -120,13 +131,7 @@ def axes_from_rank(
     References:
       Yong et al., Gradient Centralization, https://arxiv.org/abs/2004.01461, section 3.1.
     """
-    if output_axis is not None and (
-        not isinstance(output_axis, Integral) or isinstance(output_axis, bool)
-    ):
-        raise TypeError(
-            f"output_axis is {output_axis!r}. Use one int: -1 for Flax, Haiku and Keras, 0 for "
-            "PyTorch's layout and Equinox, None to tell by name."
-        )
+    _check_output_axis(output_axis)
     if params is None:
         return functools.partial(axes_from_rank, output_axis=output_axis, conv_only=conv_only)
     if (
@@ -139,14 +144,16 @@ def axes_from_rank(
             "hyperparams took it for a schedule, pass static_args=('axes',) to that."
         )
     check_params(params, "axes_from_rank")
-    with_paths, structure = jax.tree_util.tree_flatten_with_path(params)
-    named = [
-        _Named(path_name, _words(path, leaf), tuple(getattr(leaf, "shape", ())))
-        for path_name, (path, leaf) in zip(names(with_paths), with_paths, strict=True)
-    ]
-    beside: dict[Any, list[_Named]] = defaultdict(list)
-    for leaf in named:
-        beside[leaf.words[:-1]].append(leaf)
+    if output_axis is None:
+        warn_of_biases(axes_from_rank, params)
+    return _from_rank(params, output_axis=output_axis, conv_only=conv_only)
+
+
+def _from_rank(params: Any, *, output_axis: int | None = None, conv_only: bool = False) -> AxesTree:
+    """What `axes_from_rank` answers."""
+    _check_output_axis(output_axis)
+    named, structure = _named(params)
+    beside = _by_place(named)
     least = 4 if conv_only else 2
     return jax.tree_util.tree_unflatten(
         structure,
@@ -159,12 +166,107 @@ def axes_from_rank(
     )
 
 
+def _check_output_axis(output_axis: Any) -> None:
+    if output_axis is not None and (
+        not isinstance(output_axis, Integral) or isinstance(output_axis, bool)
+    ):
+        raise TypeError(
+            f"output_axis is {output_axis!r}. Use one int: -1 for Flax, Haiku and Keras, 0 for "
+            "PyTorch's layout and Equinox, None to tell by name."
+        )
+
+
+def warn_of_biases(axes: Any, params: Any) -> None:
+    """Warns if `axes` are told by rank, and a bias says otherwise."""
+    if text := biases_that_do_not_fit(axes, params):
+        warnings.warn(text, UserWarning, stacklevel=3)
+
+
+def biases_that_do_not_fit(axes: Any, params: Any) -> str:
+    """Says which kernels have biases of another shape than the mean leaves; "" for none."""
+    rule = axes.func if isinstance(axes, functools.partial) else axes
+    options = axes.keywords if isinstance(axes, functools.partial) else {}
+    if rule is not axes_from_rank or options.get("output_axis") is not None:
+        return ""
+    named, structure = _named(params)
+    of = structure.flatten_up_to(_from_rank(params, **options))
+    by_words = {leaf.words: leaf for leaf in named}
+    found = []
+    for leaf, over in zip(named, of, strict=True):
+        outputs = tuple(n for axis, n in enumerate(leaf.shape) if axis not in over)
+        for bias in (by_words[x] for x in _bias_names(leaf.words) if over and x in by_words):
+            of_bias, of_outputs = ([n for n in x if n != 1] for x in (bias.shape, outputs))
+            if of_bias and of_bias != of_outputs and _biases(bias.shape, leaf.shape):
+                found.append(
+                    f"  {leaf.name!r} of shape {leaf.shape}: averaged over {over}, which leaves "
+                    f"{outputs}, and its bias is {bias.shape}"
+                )
+    if not found:
+        return ""
+    more = [f"  and {len(found) - 3} more"] if len(found) > 3 else []
+    return "\n".join(
+        [
+            "Axes told by rank and name, where biases say otherwise:",
+            *found[:3],
+            *more,
+            "Read the axes from the model: axes_from_trace(model, x).",
+            "If nothing is stacked, say where outputs are: axes_from_rank(output_axis=0) if first, "
+            "-1 if last.",
+        ]
+    )
+
+
+def _bias_names(words: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """What the bias of a kernel of this name would be called."""
+    *above, last = words
+    if last.isdigit():  # in a list or a tuple, it comes next
+        return [(*above, str(int(last) + 1))]
+    if not (parts := _KERNEL_OF_BIAS.fullmatch(last)):
+        return []
+    before, _, after = (part or "" for part in parts.groups())
+    return [(*above, f"{before}{name}{after}") for name in ("bias", "b")]
+
+
 class _Named(NamedTuple):
     """A leaf with the names that lead to it."""
 
     name: str
     words: tuple[str, ...]
     shape: tuple[int, ...]
+
+
+def _named(params: Any) -> tuple[list[_Named], Any]:
+    """The leaves of a tree, and its structure."""
+    with_paths, structure = jax.tree_util.tree_flatten_with_path(params)
+    tables = {
+        path
+        for path, node in jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_table_module)
+        if _is_table_module(node)
+    }
+    named = [
+        _Named(
+            name,
+            # Equinox calls this one a weight too, but not its class.
+            (*path_name(path).split("/"), "embedding")
+            if path[:-1] in tables
+            else _words(path, leaf),
+            tuple(getattr(leaf, "shape", ())),
+        )
+        for name, (path, leaf) in zip(names(with_paths), with_paths, strict=True)
+    ]
+    return named, structure
+
+
+def _is_table_module(node: Any) -> bool:
+    return is_a(node, "equinox", "Embedding")
+
+
+def _by_place(named: Sequence[_Named]) -> dict[tuple[str, ...], list[_Named]]:
+    """The leaves by what they stand in."""
+    beside: dict[tuple[str, ...], list[_Named]] = defaultdict(list)
+    for leaf in named:
+        beside[leaf.words[:-1]].append(leaf)
+    return beside
 
 
 def _words(path: tuple[Any, ...], leaf: Any) -> tuple[str, ...]:
@@ -175,9 +277,8 @@ def _words(path: tuple[Any, ...], leaf: Any) -> tuple[str, ...]:
     # An array in a box is reached by an attribute, "value" as a key is a name.
     while len(entries) > 1 and getattr(entries[-1], "name", None) in _BOXES:
         entries.pop()
-    # Haiku's and Optax's keys are paths themselves.
-    words = "/".join(str(entry_key(entry)) for entry in entries).split("/")
-    return tuple(words)
+    # Haiku's and Optax's keys are paths themselves, and those of PyTorch's state dicts.
+    return tuple(re.split(r"[/.]", "/".join(str(entry_key(entry)) for entry in entries)))
 
 
 def _by_rank(leaf: _Named, output_axis: int | None) -> Axes:
@@ -206,7 +307,7 @@ def _is_weight(last: str) -> bool:
 def _is_kernel(leaf: _Named, beside: Sequence[_Named]) -> bool:
     """Whether a leaf of rank 2 and more is a kernel, by its name and those beside it."""
     *above, last = leaf.words
-    if last in _NOT_KERNELS:
+    if last in _NOT_KERNELS or last.endswith("_bias"):
         return False
     if last in _MAY_BE_BIAS:
         others = {"scale": ("offset", "bias"), "offset": ("scale",)}.get(last, ())
@@ -277,7 +378,9 @@ def resolve(axes: Any, tree: Any, shapes: Sequence[tuple[int, ...]] | None = Non
         rule = axes if isinstance(axes, functools.partial) else functools.partial(axes)
         by_name = rule.func is axes_from_rank
         least = 4 if by_name and rule.keywords.get("conv_only") else 2
-        name, axes = f"what {getattr(rule.func, '__name__', rule.func)} returned", axes(tree)
+        name = f"what {getattr(rule.func, '__name__', rule.func)} returned"
+        # An optimizer warns in its init, and not again in each update.
+        axes = _from_rank(tree, **rule.keywords) if by_name else axes(tree)
     else:
         name, by_name, least = "axes", False, 2
     hint = "Give each parameter a tuple of ints, such as (0,), or () to leave it alone."
@@ -368,6 +471,13 @@ def check_axes(axes: Any) -> None:
             "axes holds arrays: parameters, gradients or a model. Give the axes of each parameter, "
             "as axes_from_rank(params) or axes_from_trace(model, x)."
         )
+    if isinstance(axes, Table):
+        raise ValueError(
+            "axes is the text of summary or explain. Give what that is of, such as "
+            "axes_from_rank(params) or axes_from_trace(model, x)."
+        )
+    if hasattr(axes, "fan_in") and hasattr(axes, "fan_out"):
+        raise ValueError("axes is Roles, which has several axes trees. Give one: roles.fan_in.")
     if axes is None or isinstance(axes, str | bytes | bool | int | float | complex | set):
         raise ValueError(
             f"axes is {axes!r}. Give a tuple of ints for all parameters, such as (0,), a tree of "
@@ -493,8 +603,8 @@ def summary(params: Any, axes: AxesLike = axes_from_rank) -> str:
     Returns:
       A text, in a notebook a table, of aligned columns: path, shape, axes averaged over, fan-in
       (how many numbers one mean is over), and for what is left alone the reason: its rank, its
-      name, its dtype, a fan-in of one, or ``()`` given for it. Last line: the share of parameters
-      centralized.
+      name, its dtype, a fan-in of one, or ``()`` given for it. Below: the share of parameters
+      centralized, and kernels whose biases do not fit, as `axes_from_rank` warns of.
 
     Raises:
       ValueError: if the axes do not match ``params``, or some do not fit their shape.
@@ -506,6 +616,17 @@ def summary(params: Any, axes: AxesLike = axes_from_rank) -> str:
       parameter     shape   axes  fan-in  why left alone
       dense/bias    (5,)    ()    -       rank 1
       dense/kernel  (8, 5)  (0,)  8
+      40 of 45 parameters (88.9 %) are centralized, in 1 of 2 arrays.
+
+      A model that holds its arrays, and axes from its own computation:
+
+      >>> from flax import nnx
+      >>> from optax_gc import axes_from_trace
+      >>> model = nnx.Linear(8, 5, rngs=nnx.Rngs(0))
+      >>> print(summary(model, axes_from_trace(model, jnp.ones((3, 8)))))
+      parameter  shape   axes  fan-in  why left alone
+      bias       (5,)    ()    -       rank 1
+      kernel     (8, 5)  (0,)  8
       40 of 45 parameters (88.9 %) are centralized, in 1 of 2 arrays.
     """
     check_params(params, "summary")
@@ -521,8 +642,10 @@ def summary(params: Any, axes: AxesLike = axes_from_rank) -> str:
         fan_in = str(leaf.fan_in) if leaf.axes else "-"
         rows.append((leaf.path, str(shape), str(leaf.axes), fan_in, leaf.reason))
     total = sum(size.values())
+    below = biases_that_do_not_fit(axes, params)
     share = f"{size[True]:,} of {total:,} parameters ({size[True] / max(total, 1):.1%})".replace(
         "%", " %"
     )
     arrays = f"in {sum(bool(leaf.axes) for leaf in leaves)} of {len(leaves)} arrays"
-    return table(rows, f"{share} are centralized, {arrays}.", roles=roles)
+    lines = [f"{share} are centralized, {arrays}.", *below.splitlines()]
+    return table(rows, *lines, roles=roles)

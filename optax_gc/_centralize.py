@@ -6,7 +6,15 @@ from typing import Any
 import jax
 import optax
 
-from ._axes import AxesLike, axes_from_rank, check_axes, is_axes, not_called, reasons
+from ._axes import (
+    AxesLike,
+    axes_from_rank,
+    check_axes,
+    is_axes,
+    not_called,
+    reasons,
+    warn_of_biases,
+)
 from ._project import subtract_mean
 from ._shards import resolve_sharded
 
@@ -43,7 +51,7 @@ def centralize(
     Raises:
       ValueError: if ``axes`` is plainly something else; from ``init``, if the axes or specs do
         not match the parameters, or some do not fit their parameter's shape. ``init`` warns if
-        nothing at all is selected, unless ``axes`` is ``()``.
+        nothing at all is selected, unless ``axes`` is ``()``, and as `axes_from_rank` does.
 
     Example:
       >>> import jax.numpy as jnp
@@ -75,6 +83,8 @@ def centralize(
                 f"{leaves[0].path!r}, which their gradients do not. Make axes from those: "
                 "centralize(axes_from_rank(model.trainable_variables))."
             )
+        if specs is None:
+            warn_of_biases(axes, params)
         given_nothing = is_axes(axes) and not axes
         if leaves and not given_nothing and not any(leaf.axes for leaf in leaves):
             warnings.warn(

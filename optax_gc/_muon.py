@@ -8,6 +8,7 @@ import jax
 from ._axes import is_axes
 from ._match import is_box, names, path_name
 from ._trace import Roles
+from ._trace.call import brief
 
 
 def muon_dimension_numbers(roles: Roles, *, adam: str | Sequence[str] = ()) -> Any:
@@ -36,7 +37,7 @@ def muon_dimension_numbers(roles: Roles, *, adam: str | Sequence[str] = ()) -> A
 
     Raises:
       ValueError: if ``adam`` names no parameter, or an axis is in both fan-in and fan-out.
-      TypeError: if ``roles`` are not roles.
+      TypeError: if ``roles`` are not roles, or ``adam`` is no name or names.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -64,7 +65,11 @@ def muon_dimension_numbers(roles: Roles, *, adam: str | Sequence[str] = ()) -> A
             f"roles is a {type(roles).__name__}. Pass what roles_from_trace(...) returns: it has "
             "fan_out too."
         )
-    given = (adam,) if isinstance(adam, str) else tuple(adam)
+    given = (adam,) if isinstance(adam, str) else adam
+    if not isinstance(given, list | tuple | set) or not all(isinstance(x, str) for x in given):
+        raise TypeError(
+            f"adam is {brief(adam)}. Give names of parameters, such as adam=('head', 'router')."
+        )
     paths = names(jax.tree_util.tree_leaves_with_path(roles.fan_in, is_leaf=is_axes))
     for name in given:
         if not any(map(lambda path: _is_in(path, name), paths)):

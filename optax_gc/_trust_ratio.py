@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._axes import AxesLike, Leaf, axes_from_rank, reasons
+from ._axes import AxesLike, Leaf, axes_from_rank, check_axes, not_called, reasons, warn_of_biases
 from ._match import check_names
 from ._project import cast, wide
 from ._shards import resolve_sharded
@@ -38,9 +38,9 @@ def scale_by_trust_ratio(
       A stateless transformation: its state is always ``optax.EmptyState``.
 
     Raises:
-      ValueError: from ``init``, if nothing is selected, the axes do not match the parameters, or
-        some do not fit their shape; from ``update``, if ``params`` are missing or do not match the
-        updates.
+      ValueError: if ``axes`` is plainly something else; from ``init``, if nothing is selected, the
+        axes do not match the parameters, or some do not fit their shape; from ``update``, if
+        ``params`` are missing or do not match the updates.
 
     Example:
       >>> import jax.numpy as jnp
@@ -58,8 +58,12 @@ def scale_by_trust_ratio(
       https://arxiv.org/abs/2606.16899, for updates and weights of a fixed Frobenius norm.
     """
 
+    check_axes(axes)
+
     def init(params: optax.Params) -> optax.EmptyState:
         leaves = resolve_sharded(axes, specs, params)
+        if specs is None:
+            warn_of_biases(axes, params)
         if leaves and not any(leaf.axes for leaf in leaves):
             raise ValueError(
                 "scale_by_trust_ratio() selects nothing. Parameters are left alone for: "
@@ -84,6 +88,9 @@ def scale_by_trust_ratio(
         return jax.tree_util.tree_unflatten(structure, scaled), state
 
     return optax.GradientTransformation(init, update)
+
+
+not_called(scale_by_trust_ratio)
 
 
 def _to_norm_of(leaf: Leaf, u: jax.Array) -> jax.Array:

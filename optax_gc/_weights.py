@@ -27,6 +27,7 @@ from ._axes import (
     not_called,
     reasons,
     resolve,
+    warn_of_biases,
 )
 from ._match import check_names
 from ._project import cast, root, subtract_mean, wide
@@ -54,7 +55,8 @@ def center_weights(params: Params, axes: AxesLike = axes_from_rank) -> Params:
 
     Raises:
       ValueError: if the axes do not match ``params``, or some do not fit their shape. Warns if
-        nothing at all is selected, unless ``axes`` is ``()``.
+        nothing at all is selected, unless ``axes`` is ``()``, and as `axes_from_rank` does.
+      TypeError: if ``params`` holds a ``jax.ShapeDtypeStruct``.
 
     Example:
       >>> import jax.numpy as jnp
@@ -69,7 +71,13 @@ def center_weights(params: Params, axes: AxesLike = axes_from_rank) -> Params:
       Yong et al., Gradient Centralization, https://arxiv.org/abs/2004.01461, theorem 4.1.
     """
     check_params(params, "center_weights")
+    if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree_util.tree_leaves(params)):
+        raise TypeError(
+            "center_weights: params are shapes, and weights are needed. For the shapes of what it "
+            "returns, write jax.eval_shape(center_weights, params)."
+        )
     leaves = resolve(axes, params)
+    warn_of_biases(axes, params)
     given_nothing = is_axes(axes) and not axes
     if leaves and not given_nothing and not any(leaf.axes for leaf in leaves):
         warnings.warn(
@@ -169,6 +177,8 @@ def rescale_weights(
 
     def init(params: optax.Params) -> RescaleWeightsState:
         leaves = resolve_sharded(axes, specs, params)
+        if specs is None:
+            warn_of_biases(axes, params)
         if leaves and not any(leaf.axes for leaf in leaves):
             raise ValueError(
                 "rescale_weights() selects nothing. Parameters are left alone for: "

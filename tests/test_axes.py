@@ -10,10 +10,18 @@ import flax.core
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from flax import linen as nn
 
-from optax_gc import axes_from_rank, centralize, summary
+from optax_gc import (
+    axes_from_rank,
+    center_weights,
+    centralize,
+    rescale_weights,
+    scale_by_trust_ratio,
+    summary,
+)
 from optax_gc._axes import resolve
 
 
@@ -262,7 +270,114 @@ def test_a_partial_registered_as_a_tree_is_still_a_function():
     ids=str,
 )
 def test_b_scale_and_offset_are_no_kernels_only_beside_what_they_belong_to(params, expected):
-    assert axes_from_rank(params) == expected
+    assert axes_from_rank(params, output_axis=-1) == expected
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        [(shape(5, 8), shape(5)), (shape(3, 5), shape(3))],
+        [shape(5, 8), shape(5), shape(3, 5), shape(3)],
+        {"W1": shape(5, 8), "b1": shape(5)},
+        {"c_attn": {"kernel": shape(24, 8), "bias": shape(24)}},
+        {"layers": {"w": shape(3, 8, 5), "b": shape(3, 5)}},
+        {"layers": {"weight": shape(3, 5, 8), "bias": shape(3, 5)}},
+        {"heads": {"kernel": shape(8, 2, 4), "bias": shape(2, 4)}},
+        {"up": {"w": shape(3, 3, 5, 2), "b": shape(5)}},
+        {"up": {"weight": shape(5, 2, 3, 3), "bias": shape(2)}},
+        {"in_proj_weight": shape(3, 5, 8), "in_proj_bias": shape(3, 5)},
+    ],
+    ids=[
+        "pairs (out, in)",
+        "a list (out, in)",
+        "numbered",
+        "a kernel (out, in)",
+        "stacked",
+        "a stacked weight",
+        "split into heads",
+        "transposed",
+        "PyTorch's transposed",
+        "stacked projections",
+    ],
+)
+@pytest.mark.parametrize(
+    "use",
+    [
+        axes_from_rank,
+        lambda params: centralize().init(params),
+        lambda params: centralize(axes_from_rank()).init(params),
+        lambda params: jax.eval_shape(rescale_weights().init, params),
+        lambda params: scale_by_trust_ratio().init(params),
+        lambda params: jax.eval_shape(center_weights, params),
+    ],
+    ids=["rank", "init", "of a rule", "rescale", "trust ratio", "center"],
+)
+def test_a_bias_that_does_not_fit_the_outputs_told_by_rank_is_warned_of(use, params):
+    with pytest.warns(UserWarning, match=r"(?s)its bias is .*axes_from_rank\(output_axis=0\)"):
+        use(params)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        [(shape(8, 5), shape(5)), (), (shape(5, 3), shape(3))],
+        {"w": shape(8, 5), "b": shape(4)},
+        {"w": shape(8, 5), "b": shape(1)},
+        {"w": shape(8, 5), "scale": shape(8)},
+        {"query": {"kernel": shape(8, 2, 4), "bias": shape(2, 4)}},
+        {"gru": {"kernel": shape(8, 15), "recurrent_kernel": shape(5, 15), "bias": shape(2, 15)}},
+        {"conv": {"weight": shape(6, 3, 2, 2), "bias": shape(6, 1, 1)}},
+        {"dense": {"kernel": shape(8, 1), "bias": shape(1)}},
+    ],
+    ids=["pairs", "other", "of one", "scale", "heads", "Keras's GRU", "convolution", "one output"],
+)
+def test_a_bias_that_fits_or_belongs_elsewhere_is_not_warned_of(params):
+    axes_from_rank(params)
+    centralize().init(params)
+
+
+def test_an_update_does_not_warn_again():
+    params = {"w": jnp.ones((5, 8)), "b": jnp.ones(5)}
+    centralize().update(params, optax.EmptyState())
+
+
+def test_an_output_axis_that_is_given_settles_what_a_bias_says():
+    params = {"w": shape(5, 8), "b": shape(5)}
+    assert axes_from_rank(params, output_axis=-1) == {"w": (0,), "b": ()}
+    assert axes_from_rank(params, output_axis=0) == {"w": (1,), "b": ()}
+
+
+def test_summary_says_below_its_table_which_biases_do_not_fit():
+    text = summary({"w": shape(5, 8), "b": shape(5)})
+    assert "averaged over (0,), which leaves (8,), and its bias is (5,)" in text
+    assert "its bias is" in text._repr_html_()
+    assert "bias" not in summary({"w": shape(5, 8), "b": shape(5)}, {"w": (1,), "b": ()})
+
+
+@pytest.mark.parametrize("name", ["rel_pos_bias", "in_proj_bias", "relative_attention_bias"])
+def test_a_name_that_ends_in_bias_is_a_bias_at_any_rank(name):
+    assert axes_from_rank({"layer": {name: shape(3, 4)}}) == {"layer": {name: ()}}
+
+
+def test_names_of_a_state_dict_of_pytorch_are_paths():
+    params = {"conv.weight": shape(6, 3, 2, 2), "ln.weight": shape(4, 2), "ln.bias": shape(4, 2)}
+    params |= {"wte.weight": shape(11, 8), "head.weight": shape(11, 8), "head.bias": shape(11)}
+    assert {name: axes for name, axes in axes_from_rank(params).items() if axes} == {
+        "conv.weight": (1, 2, 3),
+        "head.weight": (1,),
+    }
+
+
+@pytest.mark.parametrize("use", [lambda model: model, eqx.filter_jit(lambda model: model)])
+def test_a_table_of_equinox_is_known_by_its_class_whatever_its_name(use):
+    class Model(eqx.Module):
+        words: eqx.nn.Embedding
+        out: eqx.nn.Linear
+
+    key = jax.random.key(0)
+    model = Model(eqx.nn.Embedding(11, 8, key=key), eqx.nn.Linear(8, 5, use_bias=False, key=key))
+    axes = axes_from_rank(use(model))
+    assert (axes.words.weight, axes.out.weight) == ((), (1,))
 
 
 @pytest.mark.parametrize(
@@ -282,6 +397,8 @@ def test_b_scale_and_offset_are_no_kernels_only_beside_what_they_belong_to(param
         "mask_tokens",
         "positions",
         "codebook",
+        "relative_position_bias_table",
+        "registers",
         "embed/weight",
         "wte/weight",
         "transformer/wte/embedding",

@@ -6,6 +6,7 @@ import doctest
 import importlib.util
 import inspect
 import io
+import json
 import os
 import pkgutil
 import posixpath
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import keras
 import pytest
+import yaml
 from sphinx.util.inventory import InventoryFile
 
 import optax_gc
@@ -101,14 +103,27 @@ def test_the_guide_shows_the_tables_of_what_was_compiled(monkeypatch):
     assert [table for table in tables.split("\n\n") if table not in page] == []
 
 
-def test_the_built_api_documents_every_public_name(tmp_path):
-    """What ``from .module import name as name`` makes public, the diagnostics' too."""
+@pytest.fixture(scope="module")
+def api(tmp_path_factory):
+    """The folder of the built API reference."""
+    folder = tmp_path_factory.mktemp("api")
     only = {"include_patterns": "api.md", "root_doc": "api"}
     only["extensions"] = "myst_nb,sphinx.ext.autodoc,sphinx.ext.napoleon"  # none that fetches
     flags = [word for name, value in only.items() for word in ("-D", f"{name}={value}")]
-    build = [sys.executable, "-m", "sphinx", "-q", *flags, ROOT / "docs", tmp_path]
+    build = [sys.executable, "-m", "sphinx", "-q", *flags, ROOT / "docs", folder]
     subprocess.run(build, check=True)
-    with open(tmp_path / "objects.inv", "rb") as file:
+    return folder
+
+
+def test_the_signatures_in_the_built_api_name_public_types(api):
+    text = re.sub(r"<[^>]+>", "", (api / "api.html").read_text(encoding="utf-8"))
+    assert "axes: AxesLike" in text
+    assert re.findall(r"\b_[A-Z]\w+|\b\w+\._\w+", text) == []
+
+
+def test_the_built_api_documents_every_public_name(api):
+    """What ``from .module import name as name`` makes public, the diagnostics' too."""
+    with open(api / "objects.inv", "rb") as file:
         documented = InventoryFile.load(file, "", posixpath.join)
     names = {*documented["py:function"], *documented["py:class"], *documented["py:type"]}
     public = {
@@ -120,6 +135,20 @@ def test_the_built_api_documents_every_public_name(tmp_path):
     assert public and public - names == set()
 
 
+def test_the_workflow_runs_the_sessions_of_nox_on_every_python():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8"))
+    runs = workflow["jobs"]["tests"]["strategy"]["matrix"]["include"]
+    listed = subprocess.run(
+        [sys.executable, "-m", "nox", "--list", "--json", "-f", ROOT / "noxfile.py"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    sessions = {each["session"]: each["python"] for each in json.loads(listed.stdout)}
+    assert [run for run in runs if sessions.get(run["session"]) != run["python"]] == []
+    assert {run["python"] for run in runs} == set(sessions.values())
+
+
 def test_importing_the_package_brings_in_nothing_beyond_jax_and_optax():
     code = (
         "import sys, jax, jax.numpy, optax; before = set(sys.modules); import optax_gc;"
@@ -129,6 +158,14 @@ def test_importing_the_package_brings_in_nothing_beyond_jax_and_optax():
     new = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     # jax itself loads some of its dependencies late.
     assert set(new.stdout.split()) <= {"optax_gc", "jax"}
+
+
+def test_importing_the_package_leaves_the_rules_of_the_trace_for_the_first_trace():
+    code = "import sys, optax_gc; print(*(m for m in sys.modules if 'rules' in m or 'walk' in m))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert [name for name in loaded.stdout.split() if name.startswith("optax_gc")] == []
 
 
 def test_every_link_into_the_repository_has_the_address_that_pyproject_states():

@@ -149,6 +149,10 @@ def test_weights_of_an_nnx_model_that_are_not_trained_are_constants():
         (lambda m: jax.tree_util.Partial(jax.vmap(m)), X),
         (lambda m: functools.partial(m, key=jax.random.key(0)), f32(8)),
         (lambda m: jax.vmap(jax.vmap(m)), f32(2, 3, 8)),
+        (jax.checkpoint, f32(8)),
+        (lambda m: jax.vmap(jax.checkpoint(m)), X),
+        (lambda m: jax.checkpoint(jax.vmap(m)), X),
+        (eqx.filter_checkpoint, f32(8)),
     ],
     ids=[
         "model",
@@ -162,6 +166,10 @@ def test_weights_of_an_nnx_model_that_are_not_trained_are_constants():
         "Partial",
         "partial",
         "vmap of vmap",
+        "checkpoint",
+        "vmap of checkpoint",
+        "checkpoint of vmap",
+        "filter_checkpoint",
     ],
 )
 def test_the_parameters_of_an_equinox_model_are_its_own(wrap, x):
@@ -170,8 +178,13 @@ def test_the_parameters_of_an_equinox_model_are_its_own(wrap, x):
     assert [layer.bias for layer in axes.layers] == [(), ()]
 
 
-def test_a_vmap_of_an_nnx_layer_is_traced():
-    assert axes_from_trace(jax.vmap(nnx.Linear(8, 5, rngs=nnx.Rngs(0))), X) == {
+@pytest.mark.parametrize(
+    "wrap",
+    [jax.vmap, nnx.vmap, lambda m: nnx.jit(nnx.vmap(m)), jax.checkpoint, nnx.remat],
+    ids=["jax.vmap", "nnx.vmap", "jit of vmap", "jax.checkpoint", "nnx.remat"],
+)
+def test_a_wrapped_nnx_layer_is_traced(wrap):
+    assert axes_from_trace(wrap(nnx.Linear(8, 5, rngs=nnx.Rngs(0))), X) == {
         "bias": (),
         "kernel": (0,),
     }
@@ -219,6 +232,7 @@ def test_integers_and_functions_in_an_equinox_model_are_no_parameters():
 linen = nn.Dense(5)
 variables = {"params": {"kernel": jnp.ones((8, 5)), "bias": jnp.ones(5)}}
 transformed = hk.transform(lambda x: hk.Linear(5)(x))
+with_state = hk.transform_with_state(lambda x: hk.Linear(5)(x))
 haiku_params = {"linear": {"w": jnp.ones((8, 5)), "b": jnp.ones(5)}}
 W = {"w": jnp.ones((8, 5))}
 
@@ -291,6 +305,54 @@ REFUSED = {
         lambda: axes_from_trace(lambda p, x: linen.apply(p, x), variables["params"], X),
         "{'params': params}",
     ),
+    "statistics of a model in a vmap": (
+        lambda: axes_from_trace(nnx.vmap(net()), X),
+        "axes_from_trace(model, x)",
+    ),
+    "a batch for an Equinox model": (lambda: axes_from_trace(mlp(), X), "jax.vmap(model)"),
+    "a shape for a batch": (lambda: axes_from_trace(mlp(), (3, 8)), "jax.ShapeDtypeStruct"),
+    "a batch of other features": (
+        lambda: axes_from_trace(net(), f32(3, 9)),
+        "an array of shape (3, 9)",
+    ),
+    "init and a key": (
+        lambda: axes_from_trace(transformed.init, jax.random.key(0), X),
+        "axes_from_trace(model.apply, params, x)",
+    ),
+    "params after the inputs": (
+        lambda: axes_from_trace(lambda x, p: x @ p["w"], X, W),
+        "axes_from_trace(lambda params, x: fn(x, params), params, x)",
+    ),
+    "pairs after the inputs": (
+        lambda: axes_from_trace(lambda x, p: x @ p[0][0], X, [(W["w"], jnp.ones(5))]),
+        "axes_from_trace(lambda params, x: fn(x, params), params, x)",
+    ),
+    "a model after the inputs": (
+        lambda: axes_from_trace(lambda x, m: m(x), f32(8), mlp()),
+        "axes_from_trace(lambda params, x: fn(x, params), params, x)",
+    ),
+    "None for params": (lambda: axes_from_trace(lambda p, x: x, None, X), "Give a tree of arrays"),
+    "shapes for params": (
+        lambda: axes_from_trace(lambda p, x: x @ p["w"], {"w": (8, 5)}, X),
+        "jax.ShapeDtypeStruct",
+    ),
+    "NumPy in fn": (lambda: axes_from_trace(lambda p, x: np.dot(x, p["w"]), W, X), "jnp for np"),
+    "if in fn": (
+        lambda: axes_from_trace(lambda p, x: x @ p["w"] if x.sum() > 0 else x, W, X),
+        "jax.lax.cond for if",
+    ),
+    "float in fn": (
+        lambda: axes_from_trace(lambda p, x: float((x @ p["w"]).sum()), W, X),
+        "leave out float",
+    ),
+    "Haiku's state": (
+        lambda: axes_from_trace(with_state.apply, haiku_params, X),
+        "axes_from_trace(model.apply, params, state, None, x)",
+    ),
+    "Haiku's state among the params": (
+        lambda: axes_from_trace(with_state.apply, (haiku_params, {}), None, X),
+        "axes_from_trace(model.apply, params, state, None, x)",
+    ),
     "Haiku's pair": (lambda: axes_from_trace(transformed, haiku_params, X), "fn.apply"),
     "Haiku's apply without a key": (
         lambda: axes_from_trace(transformed.apply, haiku_params, X),
@@ -309,7 +371,7 @@ REFUSED = {
     "updated from outside": (updated_from_outside, "axes_from_trace(model, x)"),
     "an axis name": (with_an_axis_name, "axis_name"),
     "what hides the model": (
-        lambda: axes_from_trace(nnx.vmap(nnx.Linear(8, 5, rngs=nnx.Rngs(0))), X),
+        lambda: axes_from_trace(jax.pmap(mlp()), X),
         "lambda model, x: jax.vmap(model)(x)",
     ),
 }

@@ -26,8 +26,10 @@ from optax_gc import (
     centralize,
     diagnostics,
     explain,
+    muon_dimension_numbers,
     rescale_weights,
     roles_from_trace,
+    scale_by_trust_ratio,
     scale_invariant,
     summary,
 )
@@ -107,6 +109,7 @@ def test_none_is_no_tree_of_parameters(take):
 TAKES_AXES = {
     "centralize": of(centralize, PARAMS),
     "rescale_weights": of(rescale_weights, PARAMS),
+    "scale_by_trust_ratio": of(scale_by_trust_ratio, PARAMS),
     "center_weights": lambda axes: center_weights(PARAMS, axes),
     "summary": lambda axes: summary(PARAMS, axes),
     "scale_invariant": lambda axes: scale_invariant(PARAMS, GRADS, axes),
@@ -126,6 +129,9 @@ NO_AXES = {
     "an Equinox model": (lambda: eqx.nn.Linear(8, 5, key=KEY), r"axes_from_trace\(model, x\)"),
     "an NNX model": (lambda: nnx.Linear(8, 5, rngs=nnx.Rngs(0)), r"axes_from_trace\(model, x\)"),
     "a Linen model": (lambda: nn.Dense(5), r"axes_from_trace\(model, x\)"),
+    "all roles": (lambda: roles_from_trace(fn, PARAMS, X), r"Give one: roles.fan_in"),
+    "a summary": (lambda: summary(PARAMS), r"axes_from_rank\(params\)"),
+    "an explanation": (lambda: explain(fn, PARAMS, X), r"axes_from_trace\(model, x\)"),
     "a spec": (lambda: PartitionSpec("x"), "specs="),
     "a name": (lambda: "kernel", r"\(0,\)"),
     "a set": (lambda: {0}, r"\(0,\)"),
@@ -162,7 +168,9 @@ def test_a_number_or_nothing_is_no_axes_tree(take, axes):
 
 
 @pytest.mark.parametrize(
-    "maker", [centralize, rescale_weights], ids=["centralize", "rescale_weights"]
+    "maker",
+    [centralize, rescale_weights, scale_by_trust_ratio],
+    ids=lambda maker: maker.__name__,
 )
 @pytest.mark.parametrize(
     "build",
@@ -195,13 +203,13 @@ NO_CALLS = {
     "swapped": (lambda t: t(PARAMS, fn, X), "swapped"),
     "params called": (lambda t: t(fn(PARAMS, jnp.ones((3, 8))), PARAMS, X), "Pass the forward"),
     "no inputs": (lambda t: t(fn, PARAMS), "called with in training"),
-    "inputs first": (lambda t: t(fn, X, PARAMS), "called with in training"),
+    "inputs first": (lambda t: t(fn, X, PARAMS), "put them first"),
     "inputs as a tuple": (lambda t: t(fn, PARAMS, (X,)), "called with in training"),
     "inputs that do not fit": (lambda t: t(fn, PARAMS, f32(3, 7)), "called with in training"),
-    "a shape for an input": (lambda t: t(fn, PARAMS, (3, 8)), "called with in training"),
+    "a shape for an input": (lambda t: t(fn, PARAMS, (3, 8)), "jax.ShapeDtypeStruct"),
     "too many inputs": (lambda t: t(fn, PARAMS, X, X), "called with in training"),
     "an unknown keyword": (lambda t: t(fn, PARAMS, X, train=True), "called with in training"),
-    "shapes for params": (lambda t: t(fn, {"w": (8, 5), "b": (5,)}, X), "called with in training"),
+    "shapes for params": (lambda t: t(fn, {"w": (8, 5), "b": (5,)}, X), "jax.ShapeDtypeStruct"),
     "names for params": (lambda t: t(fn, {"w": "kernel"}, X), "Split the arrays off"),
     "a gradient function": (lambda t: t(jax.grad(lambda p, x: fn(p, x).sum()), PARAMS, X), "loss"),
     "an update": (lambda t: t(lambda p, x: (fn(p, x), p), PARAMS, X), "loss"),
@@ -218,7 +226,7 @@ NO_CALLS = {
     ),
     "a model without its batch axis": (
         lambda t: t(eqx.nn.Linear(8, 5, key=KEY), X),
-        "called with in training",
+        r"jax.vmap\(model\)",
     ),
     "Linen's apply": (lambda t: t(nn.Dense(5).apply, PARAMS, X), "{'params': params}"),
     "a name": (lambda t: t("model", PARAMS, X), "Pass the forward pass"),
@@ -234,6 +242,44 @@ def test_a_trace_of_what_cannot_be_called_so_is_refused(trace, call, mend):
     assert len(str(error.value)) < 1000
 
 
+NO_ROLES = {
+    "params": lambda: PARAMS,
+    "axes": lambda: axes_from_rank(PARAMS),
+    "fan-in": lambda: roles_from_trace(fn, PARAMS, X).fan_in,
+    "matrix": lambda: roles_from_trace(fn, PARAMS, X).matrix,
+    "a tuple of trees": lambda: tuple(roles_from_trace(fn, PARAMS, X)),
+    "axes of one": lambda: (0,),
+    "None": lambda: None,
+    "a model": lambda: nnx.Linear(8, 5, rngs=nnx.Rngs(0)),
+    "a function": lambda: roles_from_trace,
+    "an explanation": lambda: explain(fn, PARAMS, X),
+    "a name": lambda: "w",
+    "an optimizer": lambda: optax.contrib.muon(0.1),
+}
+NO_NAMES = {
+    "a number": 0,
+    "nothing": None,
+    "true": True,
+    "a mask": {"w": True, "b": False},
+    "a function": loss,
+    "an optimizer": optax.adam(0.1),
+    "an array": np.ones(3),
+    "parameters": [np.ones(3)],
+}
+
+
+@pytest.mark.parametrize("value", NO_ROLES.values(), ids=NO_ROLES)
+def test_muon_refuses_what_is_no_roles(value):
+    with pytest.raises(TypeError, match=r"Pass what roles_from_trace\(...\) returns"):
+        muon_dimension_numbers(value())
+
+
+@pytest.mark.parametrize("adam", NO_NAMES.values(), ids=NO_NAMES)
+def test_muon_refuses_what_is_no_names(adam):
+    with pytest.raises(TypeError, match="Give names of parameters, such as"):
+        muon_dimension_numbers(roles_from_trace(fn, PARAMS, X), adam=adam)
+
+
 OPTIONS = {
     "axes_from_rank(output_axis=[0])": (
         lambda: axes_from_rank(PARAMS, output_axis=[0]),
@@ -245,6 +291,10 @@ OPTIONS = {
     ),
     "axes_from_rank(output_axis='last')": (
         lambda: axes_from_rank(PARAMS, output_axis="last"),
+        "Use one int",
+    ),
+    "a partial with output_axis='last'": (
+        lambda: centralize(functools.partial(axes_from_rank, output_axis="last")).init(PARAMS),
         "Use one int",
     ),
     "axes_from_rank(output_axis=2)": (lambda: axes_from_rank(PARAMS, output_axis=2), "Use -1"),
@@ -316,6 +366,10 @@ OPTIONS = {
     ),
     "summary(params, grads)": (lambda: summary(PARAMS, GRADS), r"axes_from_rank\(params\)"),
     "center_weights(axes, params)": (lambda: center_weights((0,), PARAMS), "axes come second"),
+    "center_weights of shapes": (
+        lambda: center_weights(jax.eval_shape(lambda: PARAMS)),
+        r"jax.eval_shape\(center_weights, params\)",
+    ),
     "radial_component(grads, axes)": (
         lambda: diagnostics.radial_component(GRADS, {"w": (0,), "b": ()}),
         "axes come",

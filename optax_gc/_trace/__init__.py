@@ -37,11 +37,16 @@ def axes_from_trace(
     vmaps and the like. Parameters that are no weights (biases, scales, embeddings, positions, and
     what no gradient reaches) get ``()``. What cannot be told is refused, never guessed.
 
+    Where ``fn`` holds its parameters, as a Flax NNX or Equinox model does, leave ``params`` out:
+    ``axes_from_trace(model, x)``. Such a model may be wrapped, as in ``jax.vmap(model)``, be a
+    method, or be the first input of a loss: ``axes_from_trace(loss, model, x, y)``.
+
     Args:
-      fn: the forward pass, such as ``lambda params, x: model.apply({"params": params}, x)``. It
-        returns predictions or a loss, not gradients.
-      params: pytree of arrays or ``jax.ShapeDtypeStruct``: a dict, an ``nnx.State``, an Equinox
-        module filtered to its arrays, a list.
+      fn: the forward pass, such as ``lambda params, x: model.apply({"params": params}, x)``, or a
+        model that holds its arrays. It returns predictions or a loss, not gradients.
+      params: pytree of arrays or ``jax.ShapeDtypeStruct``: a dict, an ``nnx.State``, an NNX or
+        Equinox model, a list. Of a model only the floating-point arrays, and in NNX only
+        ``nnx.Param``, are parameters. If ``fn`` is a model, this is its first input.
       *args: inputs of ``fn``: arrays or ``jax.ShapeDtypeStruct`` of any shapes and dtypes, with a
         batch and a length of 2 or more; whatever else is in there is passed on as it is. They count
         as data, so weights that are frozen belong in ``params`` under ``jax.lax.stop_gradient``.
@@ -50,7 +55,8 @@ def axes_from_trace(
       **kwargs: keyword inputs of ``fn``.
 
     Returns:
-      A tree like ``params`` with a tuple of ascending, non-negative ints at each leaf.
+      A tree like ``params`` with a tuple of ascending, non-negative ints at each leaf; for an NNX
+      model, nested dicts with the keys of ``nnx.state(model, nnx.Param)``.
 
     Raises:
       ValueError: if some parameters cannot be told, with a line for each that settles it; if
@@ -70,6 +76,13 @@ def axes_from_trace(
       >>> params = {"embed": jnp.ones((5, 8)), "layers": jnp.ones((2, 5, 5))}
       >>> axes_from_trace(forward, params, jnp.ones((3, 8)))
       {'embed': (1,), 'layers': (1,)}
+
+      A model that holds its arrays:
+
+      >>> from flax import nnx
+      >>> model = nnx.Linear(8, 5, rngs=nnx.Rngs(0))
+      >>> axes_from_trace(model, jnp.ones((3, 8)))
+      {'bias': (), 'kernel': (0,)}
 
     References:
       Yong et al., Gradient Centralization, https://arxiv.org/abs/2004.01461, section 3.1, for what
@@ -100,8 +113,8 @@ def roles_from_trace(
     ``roles.fan_out["up"], roles.batch["up"] = (2,), (0,)``.
 
     Args:
-      fn: the forward pass, as for `axes_from_trace`.
-      params: pytree of arrays or ``jax.ShapeDtypeStruct``.
+      fn: the forward pass, or a model that holds its arrays, as for `axes_from_trace`.
+      params: pytree of arrays or ``jax.ShapeDtypeStruct``; if ``fn`` is a model, its first input.
       *args: inputs of ``fn``.
       on_unresolved: "raise" an error that lists what cannot be told, or "skip" it: warn and leave
         those parameters alone.
@@ -133,6 +146,13 @@ def roles_from_trace(
       {'head': (), 'layers': (0,)}
       >>> roles.matrix
       {'head': (0, 1), 'layers': (1, 2)}
+
+      A model that holds its arrays:
+
+      >>> from flax import nnx
+      >>> attention = nnx.MultiHeadAttention(2, 8, decode=False, rngs=nnx.Rngs(0))
+      >>> roles_from_trace(attention, jnp.ones((3, 4, 8))).fan_out["query"]["kernel"]
+      (1, 2)
     """
     return _roles(fn, params, args, kwargs, on_unresolved)
 
@@ -158,8 +178,8 @@ def explain(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> s
     """Lists, a line each, how ``fn`` uses every parameter, and the roles that its axes have.
 
     Args:
-      fn: the forward pass, as for `axes_from_trace`.
-      params: pytree of arrays or ``jax.ShapeDtypeStruct``.
+      fn: the forward pass, or a model that holds its arrays, as for `axes_from_trace`.
+      params: pytree of arrays or ``jax.ShapeDtypeStruct``; if ``fn`` is a model, its first input.
       *args: inputs of ``fn``.
       **kwargs: keyword inputs of ``fn``.
 
@@ -177,6 +197,14 @@ def explain(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> s
       >>> import jax.numpy as jnp
       >>> params = {"kernel": jnp.ones((8, 5)), "bias": jnp.ones(5)}
       >>> print(explain(lambda p, x: x @ p["kernel"] + p["bias"], params, jnp.ones((3, 8))))
+      parameter  shape   fan-in  fan-out  batch  use               where
+      bias       (5,)    ()      ()       ()     elementwise only  add
+      kernel     (8, 5)  (0,)    (1,)     ()     dense             dot_general
+
+      A model that holds its arrays:
+
+      >>> from flax import nnx
+      >>> print(explain(nnx.Linear(8, 5, rngs=nnx.Rngs(0)), jnp.ones((3, 8))))
       parameter  shape   fan-in  fan-out  batch  use               where
       bias       (5,)    ()      ()       ()     elementwise only  add
       kernel     (8, 5)  (0,)    (1,)     ()     dense             dot_general

@@ -5,6 +5,7 @@ module, a Flax NNX module, a vmap or partial or method of one. Frameworks are to
 their classes, so that none is imported.
 """
 
+import dataclasses
 import functools
 import inspect
 import types
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from .._axes import check_params
 from .._match import KeyPath, entry_key, is_a, names, nnx_places
 
 _KERAS = (
@@ -31,6 +33,17 @@ _PENZAI = (
 )
 # What a message of a failure means, and what to do.
 _MENDS = (
+    (
+        "TracerArrayConversionError|TracerBoolConversionError|TracerIntegerConversionError|"
+        "ConcretizationTypeError",
+        "fn has to run under jax.jit: write jnp for np, jax.lax.cond for if, and leave out float "
+        "and print.",
+    ),
+    (
+        "transform_with_state",
+        "Haiku's apply after hk.transform_with_state takes params, state, rng, x: "
+        "axes_from_trace(model.apply, params, state, None, x).",
+    ),
     (
         "unbound axis name",
         "fn names a mesh axis outside of what binds it. Bind it in fn, as in jax.vmap(forward, "
@@ -64,6 +77,10 @@ _MENDS = (
 )
 
 
+_BATCH = (
+    " An Equinox model is called on one sample; for a batch write axes_from_trace(jax.vmap(model), "
+    "x)."
+)
 # Packages whose functions hold what they wrap in their closures.
 _WRAPPERS = ("jax", "flax", "equinox")
 
@@ -91,6 +108,7 @@ class Call(NamedTuple):
     is_data: list[bool]  # of each input; random keys and a model's own state are constants
     tree: Callable[[Sequence[Any]], Any]  # an axes tree like the params, of one label for each
     ones: list[str]  # arguments with an axis of length 1
+    got: str  # the inputs, in words
 
 
 class _Split(NamedTuple):
@@ -128,15 +146,11 @@ def prepare(fn: Any, params: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
         call, params, args = functools.partial(_call_with, fn, model), model, (params, *args)
     else:
         _check_fn(fn, params)
-        if is_array(params) and not jax.tree_util.tree_leaves((args, kwargs)):
-            raise ValueError(
-                f"params is one array, of shape {tuple(params.shape)}, and there are no inputs: "
-                "it looks like a batch. Write axes_from_trace(fn, params, x); with a model, "
-                "axes_from_trace(lambda model, x: model(x), model, x). If it is a parameter, put "
-                "it into a dict."
-            )
+        if is_array(params):
+            _check_array(params, args, kwargs)
         call = fn
     split = _split(params)
+    check_params(params, "axes_from_trace")
     named, treedef = jax.tree_util.tree_flatten_with_path((args, kwargs))
     others = [leaf for _, leaf in named]
     traced = [i for i, leaf in enumerate(others) if is_array(leaf)]
@@ -154,6 +168,7 @@ def prepare(fn: Any, params: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
         for path, leaf in named
         if is_array(leaf) and 1 in leaf.shape
     ]
+    got = [brief(x) for x in args] + [f"{key}={brief(x)}" for key, x in kwargs.items()]
     is_data = [not _is_key(leaf) for leaf in inputs] + [False] * len(split.state)
     name = "params" if model is None else "model"
     return Call(
@@ -167,6 +182,7 @@ def prepare(fn: Any, params: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
         is_data,
         split.tree,
         ones,
+        ", ".join(got[:5]) or "no inputs",
     )
 
 
@@ -184,7 +200,9 @@ def make_jaxpr(call: Call) -> tuple[Any, Any]:
                 for of, mend in _MENDS
                 if any(part.lower() in text.lower() for part in of.split("|"))
             ),
-            "Pass fn the arguments that it is called with in training.",
+            f"Pass fn the arguments that it is called with in training. It got {call.got}."
+            + ("" if call.inputs else " Inputs are arrays, or jax.ShapeDtypeStruct for shapes.")
+            + (_BATCH if call.name == "model" and _is_module(call.given, "equinox") else ""),
         )
         called = "model(" if call.name == "model" else "fn(params, "
         raise ValueError(
@@ -198,7 +216,7 @@ def brief(x: Any) -> str:
     if is_array(x):
         return f"an array of shape {tuple(x.shape)}"
     if arrays:
-        return f"a {type(x).__name__} of {arrays} arrays"
+        return f"a {type(x).__name__} of {arrays} array{'s' * (arrays > 1)}"
     if inspect.isroutine(x):
         return f"the function {getattr(x, '__name__', '')}"
     return f"a {type(x).__name__}" if len(repr(x)) > 60 else repr(x)
@@ -278,6 +296,34 @@ def _check_fn(fn: Any, params: Any) -> None:
             )
 
 
+def _check_array(params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuses one array for params that is plainly something else."""
+    if _is_key(params):
+        raise ValueError(
+            "params is a random key, as a model's init takes it. Give the function of params and "
+            "what init returns: axes_from_trace(model.apply, params, x)."
+        )
+    got = f"params is one array, of shape {tuple(params.shape)}, and "
+    if not jax.tree_util.tree_leaves((args, kwargs)):
+        raise ValueError(
+            got + "there are no inputs: it looks like a batch. Write axes_from_trace(fn, params, "
+            "x); with a model, axes_from_trace(lambda model, x: model(x), model, x). If it is a "
+            "parameter, put it into a dict."
+        )
+    if swapped := [x for x in (*args, *kwargs.values()) if _may_be_params(x)]:
+        raise ValueError(
+            got + f"an input is {brief(swapped[0])}. If that are the parameters, put them first: "
+            "axes_from_trace(lambda params, x: fn(x, params), params, x). If the array is a "
+            "parameter, put it into a dict."
+        )
+
+
+def _may_be_params(x: Any) -> bool:
+    """Whether an input has the form of parameters: a model, a dict, or nested lists of arrays."""
+    nested = isinstance(x, list | tuple) and any(isinstance(y, Mapping | list | tuple) for y in x)
+    return bool(_leaves(x)) and (nested or isinstance(x, Mapping) or callable(x))
+
+
 def _held(fn: Any) -> Any:
     """The model that a call of `fn` runs, if it is a tree that holds arrays; otherwise None."""
     if isinstance(fn, functools.partial):  # and jax.tree_util.Partial
@@ -329,13 +375,18 @@ def _with(fn: Any, model: Any, new: Any) -> Any:
         if all(a is b for a, b in zip(changed, held, strict=True)):
             return fn
         closure = tuple(
-            c if a is b else types.CellType(a) for a, b, c in zip(changed, held, cells, strict=True)
+            c if a is b else types.CellType(_hashable(a))
+            for a, b, c in zip(changed, held, cells, strict=True)
         )
         copy = types.FunctionType(
             fn.__code__, fn.__globals__, fn.__name__, fn.__defaults__, closure
         )
         copy.__kwdefaults__ = fn.__kwdefaults__
         return copy
+    # nnx.vmap keeps the model in a dataclass that is no pytree.
+    if is_a(fn, "flax.nnx", "VmapFn"):
+        inner = _with(fn.f, model, new)
+        return fn if inner is fn.f else dataclasses.replace(fn, f=inner)
     # To jit or not to jit makes no difference to what is computed.
     if "jit" in type(fn).__name__.lower() and hasattr(fn, "__wrapped__"):
         inner = fn.__wrapped__
@@ -347,6 +398,15 @@ def _with(fn: Any, model: Any, new: Any) -> Any:
     changed = [new if _same(x, model) else x for x in nodes]
     kept = all(a is b for a, b in zip(changed, nodes, strict=True))
     return fn if kept else jax.tree_util.tree_unflatten(structure, changed)
+
+
+def _hashable(fn: Any) -> Any:
+    """`fn`, or a function of the same values: jax.checkpoint hashes what it wraps."""
+    try:
+        hash(fn)
+    except TypeError:
+        return functools.wraps(fn)(lambda *args, **kwargs: fn(*args, **kwargs))
+    return fn
 
 
 def _same(x: Any, model: Any) -> bool:
@@ -449,5 +509,6 @@ def _argument_name(path: Any) -> str:
 
 
 def _short(text: str) -> str:
-    lines = [line[:300] for line in text.splitlines() if line.strip()][:6]
+    # Where this package called fn is of no use to who wrote it.
+    lines = [line[:300] for line in text.splitlines() if line.strip() and __file__ not in line][:6]
     return "\n".join(lines)[:900]
