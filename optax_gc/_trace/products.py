@@ -271,7 +271,8 @@ def add(trace: Any, values: Sequence[Value], shape: Shape) -> Value:
     result = Value(
         shape, kind, varies, tuple(terms), regrouped(echoes), seen, loops, blurred=blurred
     )
-    if kind == Kind.PARAMETER and any(_is_unknown(v) for v in values):
+    unknown = any(map(_is_unknown, values)) or any(t.unsure == EITHER for t in terms)
+    if kind == Kind.PARAMETER and unknown:
         result = replace(result, terms=tuple(t._replace(unsure=EITHER) for t in result.terms))
     elif kind == Kind.PARAMETER and len(result.terms) > 1:
         result = _with_evidence(trace, result)
