@@ -262,6 +262,9 @@ def add(trace: Any, values: Sequence[Value], shape: Shape) -> Value:
             for t in v.terms:
                 if t.is_rows and len(values) > 1:
                     assert t.picked is not None
+                    if t.hot is not None and any(n.parts for n in t.nodes):
+                        for n in t.nodes:
+                            trace.refuse(n.param, "one-hots times slices of it are added up")
                     echoes += added(trace, t, vary(rows, t.picked))
                 else:
                     terms.append(t)

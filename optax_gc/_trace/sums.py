@@ -324,7 +324,7 @@ def _sum_with_data(s: _Sum) -> Result:
         roots = {CONSTANT: NONE}
     if t.hot is not None and len(t.nodes) == 1 and not besides(data, s.at(t.hot)):
         rest = s.rest()
-        return [rest._replace(picked=rest.data, last=None, hot=None)], []
+        return [rest._replace(picked=rest.data, last=None)], []
     if t.is_rows:  # rows of a table, added up
         settle_lookup(s.trace, t)
         return [], []

@@ -66,7 +66,7 @@ class Term(NamedTuple):
     bent: bool = False  # something nonlinear was done to a product
     curved: bool = False  # or to a parameter, such as a norm
     picked: Dims | None = None  # along which the indices vary that data chose rows by
-    hot: Dims | None = None  # along which the data is one-hot
+    hot: Dims | None = None  # along which the data is one-hot, or was when it chose rows
     merged: bool = False  # added to a parameter of the same shape: an update of it
     unsure: str = ""  # why it would have to be refused as a weight
     blurred: str = ""  # the data is made from inputs alone by an operation that is not known
