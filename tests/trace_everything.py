@@ -71,8 +71,8 @@ def everything(models: bool = True) -> list[tuple[str, Any, dict[str, set[Any]] 
 
 # Operations that JAX does not evaluate again from their equations alone.
 WHOLE = {"pallas_call", "custom_linear_solve", "pure_callback"}
-# Programs of which another spelling is another program to the tracer: weights that are made for each
-# example, then taken apart, could be activations, and what `noinline` hides has no rule.
+# Programs of which another spelling is another program to the tracer: weights made for each example
+# and then taken apart could be activations, and what `noinline` hides has no rule.
 KNOWN = ("a mixture of depthwise convolutions", "noinline")
 # Inputs that are the same for all examples: with one for each, they are rows, not weights.
 SHARED = (
