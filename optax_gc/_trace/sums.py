@@ -317,9 +317,13 @@ def _sum_with_data(s: _Sum) -> Result:
             s.blank(t.data),
         )
         return [], [(left, frozenset({node.param}))]
+    by_constants = t.constants is not None and any(has_axes(d) for d in s.at(t.constants))
+    through = by_constants and any(CONSTANT in dict(edge) for edge in t.edges)
+    if roots and through:
+        s.refuse(list(roots), "data comes to it from two sides, from one through constants", roots)
+        return [], []
     if not roots:
-        by_constants = t.constants is not None and bool(any(has_axes(d) for d in s.at(t.constants)))
-        if not (by_constants and any(CONSTANT in dict(edge) for edge in t.edges)):
+        if not through:
             return [s.rest()], []
         roots = {CONSTANT: NONE}
     if t.hot is not None and len(t.nodes) == 1 and not besides(data, s.at(t.hot)):
