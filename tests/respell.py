@@ -124,7 +124,7 @@ def fewer(axes, gone):
 
 def dot_scanned_over_what_is_contracted(_, eqn, a, b):
     ac, bc, ab, bb, *_ = dot_axes(eqn, a, b)
-    if not ac:
+    if not ac or a.shape[ac[0]] == 1:  # a loop of one step has nothing to add up
         return None
     i, j = ac[0], bc[0]
     rest = (fewer(ac, i), fewer(bc, j)), (fewer(ab, i), fewer(bb, j))

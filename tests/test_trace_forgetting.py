@@ -35,12 +35,7 @@ def originals():
     return found
 
 
-# A product that is forgotten hides what a bias was added to, in one program.
-MUL = pytest.mark.xfail(reason="a bias of latents is answered differently", strict=False)
-FORGOTTEN = [pytest.param(rule, marks=[MUL] if rule == "mul" else []) for rule in sorted(RULES)]
-
-
-@pytest.mark.parametrize("rule", FORGOTTEN)
+@pytest.mark.parametrize("rule", sorted(RULES))
 def test_an_answer_without_a_rule_is_the_same_or_a_refusal(rule, monkeypatch):
     programs = [p for p in originals() if rule in p[-1]]
     if not EVERYTHING:

@@ -71,17 +71,15 @@ def everything(models: bool = True) -> list[tuple[str, Any, dict[str, set[Any]] 
 
 # Operations that JAX does not evaluate again from their equations alone.
 WHOLE = {"pallas_call", "custom_linear_solve", "pure_callback"}
-# Programs whose answer rests on more than a contraction: on how their inputs are made (one-hots),
-# on sums that another spelling splits, or on a reading of two that are the same expression.
-# docs/trace.md says so.
-KNOWN = (
-    "one-hot",
-    "noinline",
-    "row 30",
-    "modulated",
-    "Modulated",
-    "mixture of depthwise",
-    "labels choose",
+# Programs of which another spelling is another program to the tracer: weights made for each example
+# and then taken apart could be activations, and what `noinline` hides has no rule.
+KNOWN = ("a mixture of depthwise convolutions", "noinline")
+# Inputs that are the same for all examples: with one for each, they are rows, not weights.
+SHARED = (
+    "noise before a nonlinearity",
+    "an output layer of which data chose some units",
+    "the same in the layout of an embedding",
+    "a weight and an activation that a loop swaps",
 )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from .digits import NONE, Dims, Shape, besides, foreign, has_axes, met, repeats, vary
 from .uses import (
     EITHER,
+    SPLIT,
     has_open_ends,
     oriented_by_rows,
     refuse_pair,
@@ -63,13 +64,28 @@ def multiply(trace: Any, a: Value, b: Value, shape: Shape) -> Value:
             one_hot=hot,
             blurred=_blurred((a, b)),
         )
+    a, b = _without_own_sums(a, (b,)), _without_own_sums(b, (a,))
     terms = [*_times(a, b), *_times(b, a)]
     if not (a.kind == Kind.DATA or b.kind == Kind.DATA):
         terms += [_product(s, t) for s, t in itertools.product(a.terms, b.terms)]
+    if _is_unknown(a) or _is_unknown(b):
+        terms = [t._replace(unsure=EITHER) for t in terms]
     echoes = regrouped([*_gated(a, b), *_gated(b, a)])
     return tidied(trace, Value(
         shape, kind, varies, tuple(terms), echoes, seen=a.seen | b.seen, loops=a.loops | b.loops
     ), product=True)  # fmt: skip
+
+
+def _without_own_sums(value: Value, others: Sequence[Value]) -> Value:
+    """Forgets that an activation was summed where the sum meets what it is of, as in a norm."""
+    summed = {e: params for e, params in value.echoes.items() if e.pending == SPLIT}
+    if not summed:
+        return value
+    whole = frozenset().union(
+        *(ps for v in others for e, ps in v.echoes.items() if e.whole is not None)
+    )
+    gone = {e for e, params in summed.items() if params <= whole}
+    return replace(value, echoes={e: ps for e, ps in value.echoes.items() if e not in gone})
 
 
 def _blurred(values: Sequence[Value]) -> str:
@@ -106,7 +122,7 @@ def _times(a: Value, b: Value) -> list[Term]:
             if not (_is_own_statistic(t, b) or (t.bent and t.data is not None))
             else t
             for t in a.terms
-            for chosen in [t.picked is not None and t.data == t.picked]
+            for chosen in [t.is_rows]
         ]
     constant = any([has_axes(dim) for dim in b.varies])
     if b.terms and not constant:
@@ -127,7 +143,8 @@ def _hot_together(t: Term, b: Value, chosen: bool) -> Dims | None:
 
 def _is_own_statistic(t: Term, data: Value) -> bool:
     """Whether a product with data is scaled by what was summed from that product."""
-    return t.data is not None and all(
+    of_it = t.data is not None and not besides(data.support, t.support)
+    return of_it and all(
         data.seen >> n.param & 1 and besides(n.dims, data.support) for n in t.nodes
     )
 
@@ -212,6 +229,7 @@ def absorbs(t: Term, statistic: Term) -> bool:
 def add(trace: Any, values: Sequence[Value], shape: Shape) -> Value:
     """The sum of values, or one value made of parts of several."""
     values = [aligned(v, shape) for v in values]
+    values = [_without_own_sums(v, [o for o in values if o is not v]) for v in values]
     kind = max(v.kind for v in values)
     varies = values[0].varies
     for v in values[1:]:
@@ -232,6 +250,9 @@ def add(trace: Any, values: Sequence[Value], shape: Shape) -> Value:
                 for p in params:
                     trace.use(p, "scalar")
                 e = Echo("added", e.dims, rows)
+            biases = [o for o in values if o.kind == Kind.PARAMETER and e.whole is not None]
+            if e.whole and any(met(e.whole, o.support) - axes(e) for o in biases):
+                e = e._replace(whole=None)  # a bias of its own says that the batch is one
             echoes.append((e, params))
         if joins and v.terms:
             of_data = [pair for other in values if other is not v for pair in other.echoes.items()]
@@ -239,28 +260,44 @@ def add(trace: Any, values: Sequence[Value], shape: Shape) -> Value:
                 echoes += added(trace, t, rows, of_data)
         else:
             for t in v.terms:
-                if t.picked is not None and t.data == t.picked and len(values) > 1:
+                if t.is_rows and len(values) > 1:
+                    assert t.picked is not None
+                    if t.hot is not None and any(n.parts for n in t.nodes):
+                        for n in t.nodes:
+                            trace.refuse(n.param, "one-hots times slices of it are added up")
                     echoes += added(trace, t, vary(rows, t.picked))
                 else:
                     terms.append(t)
-    terms = _unrolled(terms)
+    terms = _unrolled(values, terms)
     _check_echoes(trace, values)
     blurred = _blurred(values)
     result = Value(
         shape, kind, varies, tuple(terms), regrouped(echoes), seen, loops, blurred=blurred
     )
-    if kind == Kind.PARAMETER and len(result.terms) > 1:
+    unknown = any(map(_is_unknown, values)) or any(t.unsure == EITHER for t in terms)
+    if kind == Kind.PARAMETER and unknown:
+        result = replace(result, terms=tuple(t._replace(unsure=EITHER) for t in result.terms))
+    elif kind == Kind.PARAMETER and len(result.terms) > 1:
         result = _with_evidence(trace, result)
     return tidied(trace, result)
 
 
-def _unrolled(terms: list[Term]) -> list[Term]:
+def _is_unknown(value: Value) -> bool:
+    """Whether it is made of parameters by an operation that nothing is known about."""
+    return value.kind == Kind.PARAMETER and not (value.terms or value.echoes)
+
+
+def _unrolled(values: Sequence[Value], terms: list[Term]) -> list[Term]:
     """Marks products of different slices of one parameter with data, which are being added up."""
-    parts: dict[int, set[Any]] = {}
-    for t in terms:
-        if t.data is not None and len(t.nodes) == 1 and t.nodes[0].parts and not t.picked:
-            parts.setdefault(t.nodes[0].param, set()).add(t.nodes[0].parts)
-    several = {p for p, found in parts.items() if len(found) > 1}
+    parts: dict[int, list[frozenset[Any]]] = {}
+    for v in values:
+        of: dict[int, set[Any]] = {}
+        for t in v.terms:
+            if t.data is not None and len(t.nodes) == 1 and t.nodes[0].parts and not t.picked:
+                of.setdefault(t.nodes[0].param, set()).add(t.nodes[0].parts)
+        for p, found in of.items():
+            parts.setdefault(p, []).append(frozenset(found))
+    several = {p for p, found in parts.items() if len(set(found)) > 1}
     if not several:
         return terms
     return [
@@ -373,13 +410,15 @@ def bent(trace: Any, value: Value) -> Value:
     for t in value.terms:
         assert t.data is not None
         alone = [n for n in t.nodes if own_axes(n) - met(n.dims, t.data)]
-        if t.data == t.picked:
+        if t.is_rows:
             settle_lookup(trace, t)
             continue
         if alone:
             terms.append(t._replace(bent=True))
             continue
         for n in t.nodes:
+            if t.unsure and t.edges:
+                trace.refuse(n.param, t.unsure)
             repeated = besides(t.data, n.dims)
             trace.use(n.param, "lookup" if t.picked else "elementwise")
             if not repeated:

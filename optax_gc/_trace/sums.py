@@ -25,6 +25,7 @@ from .digits import (
 from .products import multiply
 from .uses import (
     EITHER,
+    SPLIT,
     as_activation,
     directed,
     has_open_ends,
@@ -211,7 +212,9 @@ class _Sum:
         # Rows of a table that are chosen for pairs of positions are in both, and no outputs.
         rows = frozenset(a for dim in dims for f in dim if f.stride is None for a in f.axes)
         data = self.blank(self.t.data)
-        return axes_of(without(dims, data)) - (rows & met(dims, data))
+        cut = [part.dim for part in self.t.nodes[i].parts]
+        pairs = rows & frozenset(a for dim in cut for f in dim if f.stride is None for a in f.axes)
+        return axes_of(without(dims, data)) - (rows & met(dims, data)) - pairs
 
     def shared(self, i: int) -> AxisSet:
         """The axes of a node that stay and that data varies along too."""
@@ -247,7 +250,7 @@ def _sum_without_data(s: _Sum) -> Result:
         for i, n in enumerate(t.nodes):
             axes = s.gone[i] | summed_axes(t, i)
             node = n._replace(dims=s.blank(n.dims))
-            layer = s.dot and not t.bent and bool(own_axes(node))
+            layer = not (t.bent or t.curved) and bool(own_axes(node) or node.parts)
             trace.use(n.param, "constant" if layer else "statistic", axes=axes)
             echo = Echo("statistic", node.dims, foreign(s.value.shape), fan_in=axes)
             echoes.append((echo, frozenset({n.param})))
@@ -314,15 +317,19 @@ def _sum_with_data(s: _Sum) -> Result:
             s.blank(t.data),
         )
         return [], [(left, frozenset({node.param}))]
+    by_constants = t.constants is not None and any(has_axes(d) for d in s.at(t.constants))
+    through = by_constants and any(CONSTANT in dict(edge) for edge in t.edges)
+    if roots and through:
+        s.refuse(list(roots), "data comes to it from two sides, from one through constants", {})
+        return [], []
     if not roots:
-        by_constants = t.constants is not None and bool(any(has_axes(d) for d in s.at(t.constants)))
-        if not (by_constants and any(CONSTANT in dict(edge) for edge in t.edges)):
+        if not through:
             return [s.rest()], []
         roots = {CONSTANT: NONE}
     if t.hot is not None and len(t.nodes) == 1 and not besides(data, s.at(t.hot)):
         rest = s.rest()
-        return [rest._replace(picked=rest.data, hot=None)], []
-    if t.picked is not None and t.data == t.picked:  # rows of a table, added up
+        return [rest._replace(picked=rest.data, last=None)], []
+    if t.is_rows and len(t.nodes) == 1:  # rows of a table, added up
         settle_lookup(s.trace, t)
         return [], []
     if t.bent and len(t.nodes) == 1 and not t.edges:
@@ -429,7 +436,7 @@ def _without_outputs(s: _Sum, fan_in: dict[int, AxisSet]) -> Result:
             if shared and not (node.parts or 1 in trace.shapes[node.param]):
                 trace.use(node.param, "lookup")
                 return [], []
-        elif _is_table(rest):
+        elif _is_table((*rest, *(part.dim for part in node.parts))):
             trace.use(node.param, "lookup")
             return [], []
         elif _is_scale(s, fan_in):
@@ -486,12 +493,16 @@ def _settled(s: _Sum, fan_in: dict[int, AxisSet], weights: Sequence[int]) -> Res
     assert t.data is not None
     rows = s.blank(t.data)
     for i, n in enumerate(t.nodes):
-        if i in weights:
+        if i in weights and not t.picked and _lacks(s, i):
+            s.refuse([i], PARTLY, fan_in)
+        elif i in weights:
             # Axes of length 1 have no role, yet among contracted ones they belong to the fan-in.
             ones = frozenset(a for dim in s.at(n.dims) for f in dim for a in f.axes if f.size == 1)
             record_weight(s.trace, t, i, fan_in[i] | ones, s.alone(i), s.shared(i))
             node = n._replace(dims=without(s.blank(n.dims), rows))
             left = used(s.trace, t, node, rows)
+            if s.alone(i) and s.shared(i):
+                left = left._replace(whole=s.blank(n.dims), fan_in=fan_in[i])
             if of_shards(s.trace, n, s.at(n.dims), s.gone[i]):
                 left = left._replace(pending=PARTLY)  # until it is summed over the shards
             params = {n.param} if not left.network else {m.param for m in t.nodes}
@@ -501,6 +512,14 @@ def _settled(s: _Sum, fan_in: dict[int, AxisSet], weights: Sequence[int]) -> Res
     return [], echoes
 
 
+def _lacks(s: _Sum, i: int) -> AxisSet:
+    """The axes of a node that were cut away when it was multiplied by data already."""
+    node = s.t.nodes[i]
+    long = frozenset(a for a, n in enumerate(s.trace.shapes[node.param]) if n > 1)
+    there = own_axes(node) | NONE.union(*[part.axes for part in node.parts])
+    return long - there - summed_axes(s.t, i)
+
+
 def _sum_echo(
     trace: Any, e: Echo, params: frozenset[int], over: Sequence[int], weighted: bool
 ) -> Echo:
@@ -508,6 +527,12 @@ def _sum_echo(
     blank = _blank(over)
     at = lambda dims: tuple([dims[d] for d in over])  # noqa: E731
     gone = axes_of(at(e.dims))
+    more = gone & e.cut if e.whole is None else axes_of(at(e.whole)) - gone
+    if more and e.how == "used":
+        outputs = axes_of(blank(e.whole or e.dims))
+        if not weighted and e.data is None and outputs:
+            e = e._replace(pending=SPLIT, fan_in=e.fan_in | more)
+        e = e._replace(whole=None, cut=e.cut - more)
     if not gone:
         return e
     rest = e._replace(dims=blank(e.dims))

@@ -12,6 +12,7 @@ from typing import Any
 from .digits import NONE, AxisSet, Dims, axes_of, besides, is_whole, met, varying, without
 from .values import CONSTANT, Echo, Kind, Node, Part, Term, Value, own_axes, regrouped
 
+SPLIT = "its products with data are summed over what the data shares with it, later than the rest"
 EITHER = "contracted with another parameter, and either may be the weight"
 
 
@@ -182,6 +183,7 @@ def used(trace: Any, t: Term, node: Node, rows: Dims) -> Echo:
         ones=1 in trace.shapes[node.param],
         network=bool(t.edges) and not t.merged,
         learned=t.learned,
+        cut=NONE.union(*[part.axes for part in node.parts]),
         parts=node.parts,
         seen=t.seen if node.parts else 0,
         loops=t.loops if node.parts else frozenset(),

@@ -42,6 +42,14 @@ class Node(NamedTuple):
     parts: frozenset[Part] = frozenset()
 
 
+Move = Callable[[Dims], Dims]
+
+
+def _moved(one: "Term | Echo", names: Iterable[str], f: Move) -> dict[str, Dims | None]:
+    dims = {name: getattr(one, name) for name in names}
+    return {name: None if d is None else f(d) for name, d in dims.items()}
+
+
 CONSTANT = -1  # stands for a constant in an edge
 Edge = frozenset[tuple[int, AxisSet]]  # summed together: places of nodes in the term, and axes
 
@@ -54,11 +62,11 @@ class Term(NamedTuple):
     constants: Dims | None = None  # along which constants vary that it is multiplied by
     data: Dims | None = None  # along which inputs vary that it is multiplied by
     rows: Dims | None = None  # the same, before the last multiplication
-    last: Dims | None = None  # along which the last of them varied
+    last: Dims | None = None  # along which the last of them varied; None if it only chose rows
     bent: bool = False  # something nonlinear was done to a product
     curved: bool = False  # or to a parameter, such as a norm
     picked: Dims | None = None  # along which the indices vary that data chose rows by
-    hot: Dims | None = None  # along which the data is one-hot
+    hot: Dims | None = None  # along which the data is one-hot, or was when it chose rows
     merged: bool = False  # added to a parameter of the same shape: an update of it
     unsure: str = ""  # why it would have to be refused as a weight
     blurred: str = ""  # the data is made from inputs alone by an operation that is not known
@@ -67,20 +75,23 @@ class Term(NamedTuple):
     loops: frozenset[Hashable] = frozenset()  # that the data is carried by
     seen: int = 0  # the parameters that the data was computed from, a bit each
 
-    def moved(self, f: Callable[[Dims], Dims]) -> "Term":
-        """The term after an operation that moves elements."""
+    def moved(self, f: Move, data: Move | None = None) -> "Term":
+        """The term after an operation that moves elements, those of data by `data` if given."""
         nodes = tuple([n._replace(dims=f(n.dims)) for n in self.nodes])
         if self.is_image and self.constants is None:
             return self._replace(nodes=nodes)
-        names = "constants", "data", "rows", "last", "picked", "hot"
-        dims = {name: getattr(self, name) for name in names}
-        moved = {name: None if d is None else f(d) for name, d in dims.items()}
-        return self._replace(nodes=nodes, **moved)
+        moved = _moved(self, ("constants", "data", "rows", "last"), data or f)
+        return self._replace(nodes=nodes, **moved, **_moved(self, ("picked", "hot"), f))
 
     @property
     def is_image(self) -> bool:
         """Whether it is one parameter, element by element, that nothing has met."""
         return len(self.nodes) == 1 and not self.edges and self.data is None
+
+    @property
+    def is_rows(self) -> bool:
+        """Whether it is rows that data chose, and that nothing has met since."""
+        return self.picked is not None and self.last is None
 
     @property
     def support(self) -> Dims:
@@ -109,15 +120,17 @@ class Echo(NamedTuple):
     cut: AxisSet = NONE  # axes of which a slice or a step of a loop shows one position
     twice: bool = False  # contracted with data again
     parts: frozenset[Part] = frozenset()  # slices of it that were used
+    sliced: frozenset[Part] = frozenset()  # slices of what is left of it
     seen: int = 0  # if so, what the data was computed from
     loops: frozenset[Hashable] = frozenset()  # and what carries it
     pending: str = ""  # why it has to be refused, unless it turns out to scale its own parameter
     fan_in: AxisSet = NONE
+    whole: Dims | None = None  # its digits with those that the data shared, until it is settled
 
-    def moved(self, f: Callable[[Dims], Dims]) -> "Echo":
-        """The echo after an operation that moves elements."""
-        data, others = (None if d is None else f(d) for d in (self.data, self.others))
-        return self._replace(dims=f(self.dims), rows=f(self.rows), data=data, others=others)
+    def moved(self, f: Move, data: Move | None = None) -> "Echo":
+        """The echo after an operation that moves elements, those of data by `data` if given."""
+        moved = _moved(self, ("rows", "data", "others"), data or f)
+        return self._replace(**moved, **_moved(self, ("dims", "whole"), f))
 
 
 Echoes = Mapping[Echo, frozenset[int]]
@@ -140,7 +153,7 @@ class Value:
     one_hot: Dims | None = None  # along which dimensions it has a single one
     number: int | None = None  # a scalar integer that is known
 
-    def moved(self, f: Callable[[Dims], Dims], shape: Shape) -> "Value":
+    def moved(self, f: Move, shape: Shape) -> "Value":
         """The value after an operation that only moves its elements, as `f` moves dimensions."""
         return replace(
             self,
@@ -181,7 +194,8 @@ def regrouped(echoes: Iterable[tuple[Echo, frozenset[int]]]) -> Echoes:
     result: dict[Echo, frozenset[int]] = {}
     origins: dict[Echo, list[Echo]] = {}
     for e, params in echoes:
-        if not (e.pending or any([has_axes(dim) for dim in e.dims])):
+        cut = e.sliced or (e.parts and e.data is None)
+        if not (cut or e.pending or any([has_axes(dim) for dim in e.dims])):
             continue
         if e.parts:
             plain = e._replace(seen=0, loops=frozenset())

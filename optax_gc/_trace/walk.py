@@ -182,7 +182,9 @@ class Walk:
         for value in outputs:
             for t in with_slices_joined(self, value).terms:
                 for i, n in enumerate(t.nodes):
-                    if t.data is not None:
+                    if t.data is not None and t.unsure and t.edges:
+                        self.refuse(n.param, t.unsure)
+                    elif t.data is not None:
                         self.use(n.param, "lookup" if t.picked else "elementwise")
                     elif len(t.nodes) == 1 and t.edges:
                         axes = NONE.union(*[a for e in t.edges for j, a in e if j != CONSTANT])

@@ -6,10 +6,10 @@ Each says which dimensions of its operands go where in their product, and which 
 from dataclasses import replace
 from typing import Any
 
-from ..digits import Shape, repeats, reshape
+from ..digits import Dims, Shape, axes_of, repeats, reshape
 from ..jaxprs import shape_of
 from ..sums import contract
-from ..values import Kind, Value
+from ..values import Kind, Node, Part, Value
 
 
 def dot_general(trace: Any, eqn: Any, a: Value, b: Value) -> Value:
@@ -37,8 +37,22 @@ def _dot(
     b_onto = (*b_batch, *[None] * len(a_free), *b_free, *b_sum)
     full = (*shape, *(a.shape[d] for d in a_sum))
     if groups:  # which of them a row belongs to is chosen by data
-        b = b.moved(lambda d: tuple(() if i in groups else x for i, x in enumerate(d)), b.shape)
+        b = _one_of(b, groups, ("group", trace.path))
     return contract(trace, a, b, a_onto, b_onto, full, len(shape))
+
+
+def _one_of(value: Value, groups: tuple[int, ...], key: Any) -> Value:
+    """The value, of which each row sees one slice along some dimensions."""
+
+    def seen(dims: Dims) -> Dims:
+        return tuple(() if d in groups else dim for d, dim in enumerate(dims))
+
+    def node(n: Node) -> Node:
+        parts = [Part(key, axes_of((n.dims[d],)), n.dims[d]) for d in groups]
+        return n._replace(dims=seen(n.dims), parts=n.parts | {p for p in parts if p.axes})
+
+    terms = tuple(t._replace(nodes=tuple(map(node, t.nodes))) for t in value.terms)
+    return replace(value.moved(seen, value.shape), terms=terms)
 
 
 def conv_general_dilated(trace: Any, eqn: Any, image: Value, kernel: Value) -> Value:

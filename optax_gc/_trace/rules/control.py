@@ -7,14 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 from .. import jaxprs
-from ..digits import NONE, VARYING, Dims, Factor, Shape, axes_of, foreign, lost, met
+from ..digits import NONE, VARYING, Dim, Dims, Factor, Shape, axes_of, foreign, has_axes, lost, met
 from ..jaxprs import shape_of
 from ..liveness import CALLS, CUSTOM_CALLS
 from ..products import join, multiply
-from ..uses import contracted, is_all
-from ..values import Kind, Node, Part, Value, own_axes, regrouped
+from ..sums import summed
+from ..values import Kind, Node, Part, Term, Value, once, own_axes, regrouped
+from .slicing import whole_hot
 
 _MOST_PASSES = 50
+APART = "a product of it with constants is taken apart by a loop"
 
 
 def call(trace: Any, eqn: Any, *values: Value) -> list[Value]:
@@ -52,7 +54,7 @@ def scan(trace: Any, eqn: Any, *values: Value) -> list[Value]:
     def step(carry: Sequence[Value]) -> list[Value]:
         return trace.run(loop.body, (*consts, *carry, *slices), outs)
 
-    carry, results = _fixpoint(trace, step, init, key)
+    carry, results = _fixpoint(trace, step, init, key, loop.length)
     ys = [
         _stacked(y, shape_of(v), key, loop.length)
         for y, v in zip(results[m:], eqn.outvars[m:], strict=True)
@@ -63,29 +65,29 @@ def scan(trace: Any, eqn: Any, *values: Value) -> list[Value]:
 def _sliced(x: Value, key: Hashable) -> Value:
     """What a loop sees of a value: a slice, and of a parameter's digits there which it is."""
 
-    def part(node: Node) -> frozenset[Part]:
-        axes = axes_of(node.dims[:1])
-        return node.parts | {Part(key, axes, node.dims[0])} if axes else node.parts
+    def part(dim: Dim, parts: frozenset[Part]) -> frozenset[Part]:
+        axes = axes_of((dim,))
+        return parts | {Part(key, axes, dim)} if axes else parts
 
-    moved = x.plain().moved(lambda dims: dims[1:], x.shape[1:])
+    def drop(dims: Dims) -> Dims:
+        return dims[1:]
+
+    moved = whole_hot(x, (0,)).moved(drop, x.shape[1:])
     terms = tuple(
         t._replace(
             nodes=tuple(
-                n._replace(parts=part(m)) for n, m in zip(t.nodes, before.nodes, strict=True)
-            )
+                n._replace(parts=part(m.dims[0], m.parts))
+                for n, m in zip(t.nodes, before.nodes, strict=True)
+            ),
+            unsure=before.unsure or (APART if _of_constants(before) else ""),
         )
         for t, before in zip(moved.terms, x.terms, strict=True)
     )
     echoes = regrouped(
         (
-            e._replace(
-                dims=e.dims[1:],
-                rows=e.rows[1:],
-                data=None if e.data is None else e.data[1:],
-                others=None if e.others is None else e.others[1:],
+            e.moved(drop)._replace(
                 cut=e.cut | axes_of(e.dims[:1]),
-                parts=e.parts
-                | ({Part(key, axes_of(e.dims[:1]))} if axes_of(e.dims[:1]) else set()),
+                sliced=part(e.dims[0], e.sliced),
             ),
             params,
         )
@@ -95,7 +97,7 @@ def _sliced(x: Value, key: Hashable) -> Value:
 
 
 def _fixpoint(
-    trace: Any, step: Any, init: Sequence[Value], key: Hashable
+    trace: Any, step: Any, init: Sequence[Value], key: Hashable, length: int = 0
 ) -> tuple[list[Value], list[Value]]:
     """What is known of carried values after any number of steps; uses are those of the last pass.
 
@@ -104,6 +106,7 @@ def _fixpoint(
       step: from the carried values to the results of the body, of which they are the first.
       init: the carried values before the first step.
       key: identifies the loop.
+      length: how many steps it has; 0 if that is not known.
 
     Returns:
       The carried values before or after any step, and the results of one more step.
@@ -121,10 +124,10 @@ def _fixpoint(
             before = [{part for t in v.terms for m in t.nodes for part in m.parts} for v in init]
             seen = functools.reduce(operator.or_, [v.seen for v in init], 0)
             summed = [
-                _summed_by_loop(trace, value, parts, key, seen)
+                _summed_by_loop(trace, value, parts, key, length, seen)
                 for value, parts in zip(carry, before, strict=True)
             ]
-            return summed, results
+            return [replace(v, loops=v.loops - {key}) for v in summed], results
         carry = again
     for value in carry:
         trace.refuse_all(value, "it is changed in every step of a loop")
@@ -138,7 +141,9 @@ def _equal(a: Sequence[Value], b: Sequence[Value]) -> bool:
     )
 
 
-def _summed_by_loop(trace: Any, value: Value, before: set[Part], key: Any, seen: int) -> Value:
+def _summed_by_loop(
+    trace: Any, value: Value, before: set[Part], key: Any, length: int, seen: int
+) -> Value:
     """A product of data and a slice that is added up by the loop is a contraction in disguise.
 
     In a residual network with a scale for each layer the product is one with what is carried.
@@ -148,9 +153,17 @@ def _summed_by_loop(trace: Any, value: Value, before: set[Part], key: Any, seen:
       value: what is carried.
       before: the slices that were in it before the loop.
       key: identifies the loop.
+      length: how many steps it has; 0 if that is not known.
       seen: the parameters that anything carried was computed from before the loop.
     """
-    terms, echoes = [], list(value.echoes.items())
+    terms, slices = [], []
+    sliced = {e: ps for e, ps in value.echoes.items() if any(q.key == key for q in e.sliced)}
+    echoes = [pair for pair in value.echoes.items() if pair[0] not in sliced]
+
+    def refuse(t: Term) -> None:
+        for n in t.nodes:
+            trace.refuse(n.param, "its slices are multiplied by data and added up by a loop")
+
     for e, params in value.echoes.items():
         if any(part.key == key or _within(part.key, key) for part in e.parts):
             for p in params:
@@ -164,27 +177,40 @@ def _summed_by_loop(trace: Any, value: Value, before: set[Part], key: Any, seen:
             for part in n.parts - before
             if part.key == key or _within(part.key, key)
         }
-        if new and t.data is None:
-            t = t._replace(unsure="its slices are added up by a loop")
-        if not new or t.data is None:
+        if not new:
             terms.append(t)
             continue
-        alone = NONE.union(*[own_axes(n) - met(n.dims, t.data) for n in t.nodes])
-        sliced = [n for n in t.nodes if n.parts & new]
-        residual = all((t.seen & ~seen) >> n.param & 1 for n in sliced)
-        if key in t.loops and residual and not alone:
-            for n in t.nodes:
-                trace.use(n.param, "elementwise")
+        if t.data is not None and key in t.loops:
+            of_step = [n for n in t.nodes if n.parts & new]
+            residual = all((t.seen & ~seen) >> n.param & 1 for n in of_step)
+            if residual and all(own_axes(n) <= met(n.dims, t.data) for n in t.nodes):
+                for n in t.nodes:
+                    trace.use(n.param, "elementwise")
+                continue
+            if any(t.seen >> n.param & 1 for n in of_step):
+                refuse(t)
+                continue
+        if any(part.key != key for part in new):
+            refuse(t)
             continue
-        (part, *others), (node, *more) = new, t.nodes
-        whole = not more and is_all(trace, node, (part.dim,), part.axes) and part.key == key
-        itself = t.seen >> node.param & 1
-        if others or more or not whole or t.bent or itself or t.rows is not None:
-            for n in t.nodes:
-                trace.refuse(n.param, "its slices are multiplied by data and added up by a loop")
-        else:
-            echoes.append(contracted(trace, t, part.axes))
-    return replace(value, terms=tuple(terms), echoes=regrouped(echoes))
+        slices.append(t)
+    if slices or sliced:
+        steps = replace(value, terms=tuple(slices), echoes=sliced)
+        steps = _stacked(steps, (length, *value.shape), key, length)
+        total = summed(trace, steps, (0,), lambda dims: dims[1:], value.shape)
+        terms += total.terms
+        echoes += total.echoes.items()
+    return replace(value, terms=once(terms), echoes=regrouped(echoes))
+
+
+def _of_others(parts: frozenset[Part], key: Any) -> frozenset[Part]:
+    return frozenset(part for part in parts if part.key != key)
+
+
+def _of_constants(t: Term) -> bool:
+    """Whether a loop takes constants apart that the term was multiplied by, and not the term."""
+    constants = t.constants is not None and has_axes(t.constants[0])
+    return constants and not any(has_axes(n.dims[0]) for n in t.nodes)
 
 
 def _within(key: Any, loop: Any) -> bool:
@@ -201,39 +227,34 @@ def _stacked(y: Value, shape: Shape, key: Hashable, length: int) -> Value:
     def repeated(dims: Dims) -> Dims:
         return (*foreign((length,)), *dims)
 
-    def node(before: Node) -> Node:
-        here = [part for part in before.parts if part.key == key]
+    def restored(dims: Dims, parts: frozenset[Part]) -> tuple[Dims, frozenset[Part]]:
+        here = [part for part in parts if part.key == key]
         dim = here[0].dim if len(here) == 1 else lost(length, NONE.union(*[p.axes for p in here]))
-        return Node(before.param, (dim, *before.dims), before.parts - set(here))
+        return (dim, *dims), parts - set(here)
 
-    def varied(dims: Dims | None) -> Dims | None:
-        return None if dims is None else (along, *dims)
+    def varied(dims: Dims) -> Dims:
+        return (along, *dims)
 
     moved = y.plain().moved(repeated, shape)
     terms = tuple(
-        t._replace(
-            nodes=tuple(node(n) for n in before.nodes),
-            data=varied(before.data),
-            rows=varied(before.rows),
-            last=varied(before.last),
-            picked=varied(before.picked),
+        t.moved(repeated, varied)._replace(
+            nodes=tuple(Node(n.param, *restored(n.dims, n.parts)) for n in t.nodes)
         )
-        for t, before in zip(moved.terms, y.terms, strict=True)
+        for t in y.terms
     )
-    echoes = regrouped(
-        (
-            e._replace(
-                dims=repeated(e.dims),
-                rows=(along, *e.rows),
-                data=varied(e.data),
-                others=varied(e.others),
-                parts=frozenset(part for part in e.parts if part.key != key),
-            ),
-            params,
+    echoes = []
+    for e, params in y.echoes.items():
+        dims, _ = restored(e.dims, e.parts | e.sliced)
+        e = e.moved(repeated, varied)._replace(
+            dims=dims,
+            cut=e.cut - axes_of(part.dim for part in e.sliced if part.key == key),
+            parts=_of_others(e.parts, key),
+            sliced=_of_others(e.sliced, key),
         )
-        for e, params in y.echoes.items()
-    )
-    return replace(moved, varies=(along, *y.varies), terms=terms, echoes=echoes)
+        echoes.append((e, params))
+    echoes = regrouped(echoes)
+    loops = y.loops - {key}
+    return replace(moved, varies=(along, *y.varies), terms=terms, echoes=echoes, loops=loops)
 
 
 def while_(trace: Any, eqn: Any, *values: Value) -> list[Value]:

@@ -8,6 +8,7 @@ from ..digits import NONE, VARYING, Dims, Shape, axes_of, is_whole, lost
 from ..jaxprs import shape_of
 from ..products import add, aligned, multiply
 from ..values import Kind, Node, Value, constant, regrouped
+from .slicing import whole_hot
 
 
 def concatenate(trace: Any, eqn: Any, *values: Value) -> Value:
@@ -91,12 +92,15 @@ def pad(trace: Any, eqn: Any, value: Value, filler: Value) -> Value:
             result.append(dim if size == new and low == high == 0 else lost(new, axes, whole))
         return tuple(result)
 
-    moved = value.plain().moved(widen, shape)
+    zero = filler.kind == Kind.CONSTANT  # rows of zeros are no other row
+    cuts = [d for d, (m, n) in enumerate(zip(value.shape, shape, strict=True)) if m != n]
+    moved = (whole_hot(value, cuts) if zero else value.plain()).moved(widen, shape)
     terms = tuple(
         t._replace(nodes=tuple(n._replace(dims=widen(n.dims, n.param)) for n in before.nodes))
         for t, before in zip(moved.terms, value.terms, strict=True)
     )
-    return add(trace, (replace(moved, terms=terms), aligned(filler, shape)), shape)
+    padded = add(trace, (replace(moved, terms=terms), aligned(filler, shape)), shape)
+    return replace(padded, one_hot=moved.one_hot)
 
 
 def dynamic_update_slice(

@@ -92,8 +92,8 @@ def _joined(value: Value, d: int, names: Names, size: int) -> Value:
     def spread(dims: Dims) -> Dims:
         return (*dims[:d], lost(size, axes_of((dims[d],))), *dims[d + 1 :])
 
-    def varied(dims: Dims | None) -> Dims | None:
-        return None if dims is None else (*dims[:d], lost(size, VARYING), *dims[d + 1 :])
+    def varied(dims: Dims) -> Dims:
+        return (*dims[:d], lost(size, VARYING), *dims[d + 1 :])
 
     def node(n: Node) -> Node:
         here = [part for part in n.parts if _is_mesh(part, *names)]
@@ -106,16 +106,9 @@ def _joined(value: Value, d: int, names: Names, size: int) -> Value:
 
     moved = value.plain().moved(spread, shape)
     terms = tuple(
-        t._replace(
-            nodes=tuple(node(n) for n in before.nodes),
-            data=varied(before.data),
-            rows=varied(before.rows),
-            last=varied(before.last),
-        )
-        for t, before in zip(moved.terms, value.terms, strict=True)
+        t.moved(spread, varied)._replace(nodes=tuple(node(n) for n in t.nodes)) for t in value.terms
     )
     varies = varied(moved.varies) if moved.kind and not value.terms else moved.varies
-    assert varies is not None
     return replace(moved, terms=terms, varies=varies)
 
 

@@ -33,7 +33,7 @@ def cut(trace: Any, value: Value, shape: Shape, starts: Sequence[Hashable]) -> V
                 found.add(Part((start, shape[d], dim), axes, place=index))
         return frozenset(found)
 
-    result = value.plain().moved(window, shape)
+    result = whole_hot(value, cuts).moved(window, shape)
     seen = value.seen
     terms = tuple(
         [
@@ -60,12 +60,14 @@ def cut(trace: Any, value: Value, shape: Shape, starts: Sequence[Hashable]) -> V
         )
         echoes = regrouped((e.moved(window), params) for e, params in before.items())
         result = replace(result, echoes=echoes)
-    one_hot = (
-        value.one_hot
-        if value.one_hot and not any(has_axes(value.one_hot[d]) for d in cuts)
-        else None
-    )
-    return replace(result, terms=terms, seen=seen, one_hot=one_hot and window(one_hot))
+    return replace(result, terms=terms, seen=seen)
+
+
+def whole_hot(value: Value, cuts: Sequence[int]) -> Value:
+    """The value, of which some dimensions are cut; a one-hot that is cut is not known any more."""
+    if value.one_hot is None or not any(has_axes(value.one_hot[d]) for d in cuts):
+        return replace(value.plain(), one_hot=value.one_hot)
+    return replace(value.plain(), blurred="a one-hot is taken apart")
 
 
 def _window(dim: tuple[Factor, ...], size: int) -> tuple[Factor, ...]:
@@ -123,7 +125,7 @@ def _picked(value: Value, indices: Dims) -> Value:
             nodes=tuple(n._replace(parts=frozenset()) for n in t.nodes),
             data=indices,
             picked=indices,
-            last=indices,
+            last=None,
         )
         for t in value.terms
     )
