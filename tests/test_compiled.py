@@ -108,6 +108,23 @@ ENTRY %main (g: bf16[4,8], w: f32[4,8]) -> (f32[8], f32[4,8]) {
     assert targets.moved(program) == (8 * 4 + 1) + 32 * 2 + 32 * 4
 
 
+def test_bytes_moved_on_the_chip_are_not_counted():
+    program = """
+ENTRY %main (g: f32[64,8]) -> f32[64,8] {
+  %g = f32[64,8]{1,0:T(8,128)} parameter(0)
+  %a = (f32[64,8]{1,0:T(8,128)S(1)}, f32[64,8]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%g)
+  %b = f32[64,8]{1,0:T(8,128)S(1)} copy-done(%a)
+  %c = ((f32[64,8]{1,0:T(8,128)}), f32[16,8]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%g)
+  %d = f32[16,8]{1,0:T(8,128)S(1)} slice-done(%c)
+  %e = f32[64,8]{1,0:T(8,128)S(1)} fusion(%b, %d), kind=kLoop, calls=%fused
+  %f = (f32[64,8]{1,0:T(8,128)}, f32[64,8]{1,0:T(8,128)S(1)}, u32[]{:S(2)}) copy-start(%e)
+  ROOT %h = f32[64,8]{1,0:T(8,128)} copy-done(%f)
+}
+"""
+    read, part, written = 64 * 8 * 4, 16 * 8 * 4, 64 * 8 * 4
+    assert targets.moved(program) == read + part + written
+
+
 def test_collectives_are_counted_once_with_their_bytes():
     program = """
   %a = f32[2,8]{1,0} all-reduce(%x), channel_id=1
