@@ -144,8 +144,9 @@ def overhead(records: list[Record]) -> str:
         ]
         void = " (void)" if of[AGAIN]["void"] == "True" else ""
         milliseconds = f"{1e3 * float(of[WITHOUT]['seconds']):.2f}"
-        rows.append([f"{named(step)}, {dtype}, {optimizer}{void}", milliseconds, *cells])
-    return markdown(["step", f"ms {WITHOUT}", AGAIN, OURS, NAIVE, "optax"], rows)
+        floor = f"{float(f):.2f}" if (f := of[WITHOUT]["floor"]) else ""
+        rows.append([f"{named(step)}, {dtype}, {optimizer}{void}", milliseconds, floor, *cells])
+    return markdown(["step", f"ms {WITHOUT}", "floor", AGAIN, OURS, NAIVE, "optax"], rows)
 
 
 def tracing(records: list[Record]) -> str:

@@ -44,6 +44,14 @@ def promotion_as_users_have_it(standard_promotion):
     """Optax's Adam does not run under the strict one."""
 
 
+@pytest.fixture
+def programs_made_quickly():
+    """What is asked here is whether they compile, not how well."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @functools.cache
 def row(chip, mesh, step, dtype, variant):
     return compiled.row(compiled.Job(chip, mesh, step, dtype, "adam", variant))
@@ -169,6 +177,7 @@ class CompilesElsewhere:
 
 
 @pytest.mark.filterwarnings("default")
+@pytest.mark.usefixtures("programs_made_quickly")
 @on_each(TPUS[:1], "nox -s tpu")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_program_of_a_notebook_compiles_for_a_tpu(path, chip, tmp_path, monkeypatch):
@@ -176,6 +185,7 @@ def test_every_program_of_a_notebook_compiles_for_a_tpu(path, chip, tmp_path, mo
     plt = pytest.importorskip("matplotlib.pyplot")
     there = CompilesElsewhere(targets.target(chip))
     monkeypatch.setenv("OPTAX_GC_SMALL", "1")
+    plt.switch_backend("agg")
     monkeypatch.setattr(plt, "show", plt.close)
     monkeypatch.setattr(jax, "jit", there)
     monkeypatch.chdir(tmp_path)
