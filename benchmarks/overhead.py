@@ -7,7 +7,7 @@ The variants of a row take turns on the same arrays; a ratio is the median over 
 variant's time over the time without GC in the same round, with the least and the greatest in
 brackets. The step without GC is timed twice a round: a row in which it differs from itself by over
 5 % is void. The floor of a ratio counts passes over memory: one more read of each kernel's
-gradient. A row takes at most 25 rounds, and no new one after 20 seconds: 12 minutes in all on two
+gradient. A row takes at most 25 rounds, and no new one after 15 seconds: some 12 minutes in all on two
 cores.
 """
 
@@ -40,7 +40,7 @@ OPTIMIZERS = {
 # Passes over memory: parameter and moments are read and written, and the gradient is read.
 PASSES = {"sgd, momentum": 5, "adam": 7}
 VOID = 0.05
-SECONDS, LEAST_ROUNDS = 20, 5  # for the rounds of a row
+SECONDS, LEAST_ROUNDS = 15, 5  # for the rounds of a row
 
 
 def naive(axes: Any) -> optax.GradientTransformation:

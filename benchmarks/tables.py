@@ -94,7 +94,7 @@ def compiled(records: list[Record]) -> str:
     steps = {case: of for case, of in found.items() if not case[1] and NAIVE in of}
     tables = [moved(steps, chips, optimizer) for optimizer in dict.fromkeys(c[0] for c in steps)]
     worst = [
-        [v, *(share(max((wasted(of, v) for c, of in steps.items() if c[-1] == chip and v in of),
+        [v, *(percent(max((wasted(of, v) for c, of in steps.items() if c[-1] == chip and v in of),
                         default=None)) for chip in chips)]
         for v in VARIANTS
     ]  # fmt: skip
@@ -103,8 +103,8 @@ def compiled(records: list[Record]) -> str:
         [
             f"{chip}, {mesh}, {dtype}",
             *(r["collectives"] if (r := of.get(v)) else "" for v in (WITHOUT, *VARIANTS)),
-            share(int(of[OURS]["collective_bytes"]) / int(of[OURS]["gradients"])),
-            share(wasted(of, OURS)),
+            percent(int(of[OURS]["collective_bytes"]) / int(of[OURS]["gradients"])),
+            percent(wasted(of, OURS)),
         ]
         for (_, mesh, _, dtype, chip), of in found.items()
         if mesh
@@ -120,7 +120,7 @@ def compiled(records: list[Record]) -> str:
         for (_, _, step, dtype, chip), of in found.items()
         if step.startswith("training")
     ]
-    head = [f"peak GiB: {WITHOUT}", OURS, "reads of the gradients more"]
+    head = [f"peak GiB: {WITHOUT}", OURS, "bytes more, over the gradients'"]
     tables.append(markdown(["training step", *head], training))
     return "\n\n".join(tables)
 
@@ -151,7 +151,7 @@ def wasted(of: dict[str, Record], variant: str) -> float:
     return more / int(of[variant]["shard"])
 
 
-def share(x: float | None) -> str:
+def percent(x: float | None) -> str:
     """A share in percent, and nothing of what was not compiled."""
     return "" if x is None else f"{100 * x:z.2f} %"
 
