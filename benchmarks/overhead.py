@@ -7,8 +7,8 @@ The variants of a row take turns on the same arrays; a ratio is the median over 
 variant's time over the time without GC in the same round, with the least and the greatest in
 brackets. The step without GC is timed twice a round: a row in which it differs from itself by over
 5 % is void. The floor of a ratio counts passes over memory: one more read of each kernel's
-gradient. A row takes at most 25 rounds, and no new one after 15 seconds: some 12 minutes in all on two
-cores.
+gradient. A row takes at most 25 rounds, and begins none after 15 seconds: some 12 minutes in all on
+two cores.
 """
 
 import argparse
