@@ -56,8 +56,13 @@ _GPUS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 CHIPS = (*_TPUS, *_GPUS)
-# Autotuning needs a device, and command buffers hide kernels from the program's text.
-_OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_command_buffer": ""}
+# Autotuning needs a device, without it Triton finds no tiles for some products, and command buffers
+# hide kernels from the program's text.
+_OPTIONS = {
+    "xla_gpu_autotune_level": 0,
+    "xla_gpu_enable_triton_gemm": False,
+    "xla_gpu_enable_command_buffer": "",
+}
 
 
 class Target(NamedTuple):
