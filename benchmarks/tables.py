@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import trees
 
 WITHOUT, AGAIN, OPTAX, NAIVE, OURS = "without", "A/A", "optax", "naive", "ours"
+VARIANTS = (OURS, NAIVE, OPTAX)
 
 
 def spread(ratio: tuple[float, float, float]) -> str:
@@ -83,48 +84,76 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def compiled(records: list[Record]) -> str:
-    """What steps move, over the same steps without GC; meshes; and training steps."""
-    found = {
-        (r["chip"], r["mesh"], r["step"], r["dtype"], r["optimizer"], r["variant"]): r
-        for r in records
-    }
-    cases = list(dict.fromkeys(key[:-1] for key in found))
-    plain, meshes, training = [], [], []
-    for case in cases:
-        chip, mesh, step, dtype, optimizer = case
-        of = {v: found[*case, v] for v in (WITHOUT, OURS, NAIVE, OPTAX) if (*case, v) in found}
-        if WITHOUT not in of or OURS not in of:
-            continue
-        name = [f"{chip}, {named(step)}, {dtype}, {optimizer}"]
-        without, ours = of[WITHOUT], of[OURS]
+    """What steps move over the same steps without GC; their temporaries; meshes; training steps."""
+    found: dict[tuple[str, ...], dict[str, Record]] = {}
+    for r in records:
+        case = (r["optimizer"], r["mesh"], r["step"], r["dtype"], r["chip"])
+        found.setdefault(case, {})[r["variant"]] = r
+    found = {case: of for case, of in found.items() if {WITHOUT, OURS} <= of.keys()}
+    chips = list(dict.fromkeys(case[-1] for case in found))
+    steps = {case: of for case, of in found.items() if not case[1] and NAIVE in of}
+    tables = [moved(steps, chips, optimizer) for optimizer in dict.fromkeys(c[0] for c in steps)]
+    worst = [
+        [v, *(percent(max((wasted(of, v) for c, of in steps.items() if c[-1] == chip and v in of),
+                        default=None)) for chip in chips)]
+        for v in VARIANTS
+    ]  # fmt: skip
+    tables.append(markdown(["temporaries", *chips], worst))
+    meshes = [
+        [
+            f"{chip}, {mesh}, {dtype}",
+            *(r["collectives"] if (r := of.get(v)) else "" for v in (WITHOUT, *VARIANTS)),
+            percent(int(of[OURS]["collective_bytes"]) / int(of[OURS]["gradients"])),
+            percent(wasted(of, OURS)),
+        ]
+        for (_, mesh, _, dtype, chip), of in found.items()
+        if mesh
+    ]
+    head = [f"collectives: {WITHOUT}", OURS, NAIVE, "optax", "bytes of ours", "temporaries of ours"]
+    tables.append(markdown(["mesh", *head], meshes))
+    training = [
+        [
+            f"{chip}, {named(step.removeprefix('training, '))}, {dtype}",
+            *(f"{int(of[v]['peak']) / 2**30:.3f}" for v in (WITHOUT, OURS)),
+            f"{(int(of[OURS]['moved']) - int(of[WITHOUT]['moved'])) / int(of[OURS]['shard']):.2f}",
+        ]
+        for (_, _, step, dtype, chip), of in found.items()
+        if step.startswith("training")
+    ]
+    head = [f"peak GiB: {WITHOUT}", OURS, "bytes more, over the gradients'"]
+    tables.append(markdown(["training step", *head], training))
+    return "\n\n".join(tables)
 
-        def over(field: str, r: Record, without: Record = without) -> str:
-            return f"{int(r[field]) / int(without[field]):.3f}"
 
-        more = (int(ours["temporaries"]) - int(without["temporaries"])) / int(ours["shard"])
-        if step.startswith("training"):
-            peaks = [f"{int(r['peak']) / 2**30:.3f}" for r in (without, ours)]
-            training.append([f"{chip}, {named(step)}, {dtype}, {optimizer}", *peaks])
-        elif mesh:
-            share = int(ours["collective_bytes"]) / int(ours["gradients"])
-            counts = [f"{r['collectives']}" for r in of.values()]
-            meshes.append([f"{chip}, {mesh}, {dtype}", *counts, f"{100 * share:.3f} %"])
-        elif len(of) == 4:
-            floor = 1 + trees.share(trees.TREES[step]()) * int(ours["shard"]) / int(
-                without["moved"]
-            )
-            ratios = [over("moved", of[v]) for v in (OURS, NAIVE, OPTAX)]
-            wasted = (int(of[OPTAX]["temporaries"]) - int(without["temporaries"])) / int(
-                ours["shard"]
-            )
-            plain.append([*name, f"{floor:.3f}", *ratios, f"{more:z.3f}", f"{wasted:z.3f}"])
-    heads = {
-        "step": ["floor", OURS, NAIVE, "optax", "temporaries of ours", "of optax"],
-        "mesh": [f"collectives: {WITHOUT}", OURS, NAIVE, "optax", "bytes of ours"],
-        "training step": [f"peak GiB: {WITHOUT}", OURS],
-    }
-    tables = zip(heads.items(), (plain, meshes, training), strict=True)
-    return "\n\n".join(markdown([first, *rest], rows) for (first, rest), rows in tables if rows)
+def moved(found: dict[tuple[str, ...], dict[str, Record]], chips: list[str], optimizer: str) -> str:
+    """Of each tree and dtype the floor, and for each chip ours (the formula, Optax's)."""
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    floors = {}
+    for (its, _, step, dtype, chip), of in found.items():
+        if its == optimizer:
+            without = int(of[WITHOUT]["moved"])
+            ours, *others = (f"{int(of[v]['moved']) / without:.3f}" for v in VARIANTS if v in of)
+            rows.setdefault((step, dtype), {})[chip] = f"{ours} ({', '.join(others)})"
+            kernels = trees.share(trees.TREES[step]()) * int(of[OURS]["shard"])
+            floors[step, dtype] = f"{1 + kernels / without:.3f}"
+    return markdown(
+        [optimizer, "floor", *chips],
+        [
+            [f"{named(step)}, {dtype}", floors[step, dtype], *(of.get(chip, "") for chip in chips)]
+            for (step, dtype), of in rows.items()
+        ],
+    )
+
+
+def wasted(of: dict[str, Record], variant: str) -> float:
+    """Temporaries beyond those of the step without GC, over a chip's bytes of gradients."""
+    more = int(of[variant]["temporaries"]) - int(of[WITHOUT]["temporaries"])
+    return more / int(of[variant]["shard"])
+
+
+def percent(x: float | None) -> str:
+    """A share in percent, and nothing of what was not compiled."""
+    return "" if x is None else f"{100 * x:z.2f} %"
 
 
 def overhead(records: list[Record]) -> str:
@@ -140,12 +169,13 @@ def overhead(records: list[Record]) -> str:
             spread((float(r["ratio"]), float(r["least"]), float(r["greatest"])))
             if (r := of.get(v))
             else ""
-            for v in (AGAIN, OURS, NAIVE, OPTAX)
+            for v in (AGAIN, *VARIANTS)
         ]
         void = " (void)" if of[AGAIN]["void"] == "True" else ""
         milliseconds = f"{1e3 * float(of[WITHOUT]['seconds']):.2f}"
-        rows.append([f"{named(step)}, {dtype}, {optimizer}{void}", milliseconds, *cells])
-    return markdown(["step", f"ms {WITHOUT}", AGAIN, OURS, NAIVE, "optax"], rows)
+        floor = f"{float(f):.2f}" if (f := of[WITHOUT]["floor"]) else ""
+        rows.append([f"{named(step)}, {dtype}, {optimizer}{void}", milliseconds, floor, *cells])
+    return markdown(["step", f"ms {WITHOUT}", "floor", AGAIN, OURS, NAIVE, "optax"], rows)
 
 
 def tracing(records: list[Record]) -> str:

@@ -56,8 +56,13 @@ _GPUS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 CHIPS = (*_TPUS, *_GPUS)
-# Autotuning needs a device, and command buffers hide kernels from the program's text.
-_OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_command_buffer": ""}
+# Autotuning needs a device, without it Triton finds no tiles for some products, and command buffers
+# hide kernels from the program's text.
+_OPTIONS = {
+    "xla_gpu_autotune_level": 0,
+    "xla_gpu_enable_triton_gemm": False,
+    "xla_gpu_enable_command_buffer": "",
+}
 
 
 class Target(NamedTuple):
@@ -107,11 +112,15 @@ def target(chip: str, *, many: bool = False) -> Target:
 
 # ---- what a program says
 
-_ARRAY = re.compile(r"\b(?:pred|[a-z]+(?P<bits>\d+)\w*)\[(?P<shape>[\d,]*)\]")
+# S(1) and above, in an array's layout, is memory on the chip.
+_ARRAY = re.compile(
+    r"\b(?:pred|[a-z]+(?P<bits>\d+)\w*)\[(?P<shape>[\d,]*)\](?P<on_chip>\{[^}]*S\([1-9]\))?"
+)
 _INSTRUCTION = re.compile(
     r"\s*(?:ROOT )?%(?P<name>[\w.-]+) = (?P<result>.*?) (?P<kind>[a-z][\w-]*)\((?P<operands>[^)]*)"
 )
-_MOVES_NOTHING = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant"}
+_MOVES_NOTHING = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant", "slice-start"}
+_READS_A_PART = {"slice", "dynamic-slice", "slice-done"}
 _COLLECTIVE = re.compile(
     r" = (?P<result>.*?) (?:all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute|"
     r"collective-broadcast|ragged-all-to-all)(?:-start)?\("
@@ -119,15 +128,24 @@ _COLLECTIVE = re.compile(
 
 
 def moved(program: str) -> int:
-    """Bytes that the instructions of the entry computation read and write, body of loops apart."""
+    """Bytes that the entry computation reads from main memory and writes there.
+
+    Not what it moves on the chip, where a TPU's compiler brings pieces ahead of their use; and not
+    what the bodies of loops move.
+    """
     sizes: dict[str, int] = {}
     total = 0
     for line in _entry(program):
-        if found := _INSTRUCTION.match(line):
-            sizes[found["name"]] = size = nbytes(found["result"])
-            if found["kind"] not in _MOVES_NOTHING:
-                operands = re.findall(r"%([\w.-]+)", found["operands"])
-                total += size + sum(sizes.get(name, 0) for name in operands)
+        if not (found := _INSTRUCTION.match(line)):
+            continue
+        kind, result = found["kind"], found["result"]
+        sizes[found["name"]] = written = nbytes(result, main_memory=True)
+        if kind in _READS_A_PART:
+            total += nbytes(result) + written
+        elif kind not in _MOVES_NOTHING:
+            read = sum(sizes.get(name, 0) for name in re.findall(r"%([\w.-]+)", found["operands"]))
+            # Of an asynchronous instruction the first half reads, and the second writes.
+            total += read * (not kind.endswith("-done")) + written * (not kind.endswith("-start"))
     return total
 
 
@@ -136,11 +154,12 @@ def collectives(program: str) -> list[int]:
     return [nbytes(found["result"]) for found in _COLLECTIVE.finditer(program)]
 
 
-def nbytes(text: str) -> int:
+def nbytes(text: str, *, main_memory: bool = False) -> int:
     """The size of the arrays whose types a piece of a program names; a bool takes a byte."""
     return sum(
         math.prod(int(n) for n in found["shape"].split(",") if n) * int(found["bits"] or 8) // 8
         for found in _ARRAY.finditer(text)
+        if not (main_memory and found["on_chip"])
     )
 
 

@@ -4,6 +4,7 @@
 """
 
 import functools
+import itertools
 import sys
 from pathlib import Path
 
@@ -19,71 +20,62 @@ import targets
 import trees
 from tables import NAIVE, OURS, WITHOUT
 
-TPUS = [chip for chip in targets.installed() if chip.startswith("v")]
-GPUS = [chip for chip in targets.installed() if chip not in TPUS]
+# A chip of each kind; the file of the benchmark has more.
+CHIPS = [chip for chip in ("v5e", "H100") if chip in targets.installed()]
+MISSING = "no compiler for a TPU or a GPU is installed: nox -s tpu or nox -s gpu brings one"
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 # One wide kernel; and kernels of every kind, with a layer axis, in few arrays.
 STEPS = ("4096 × 16384", compiled.STACKED)
 NOTHING = 0.001  # of the gradients: a mean for each output, and what a GPU's blocks exchange
 
 
-def on_each(chips, session):
-    """Tests for some chips; skipped, with how to run them, if no compiler for them is here."""
-    missing = pytest.mark.skip(reason=f"no compiler for it is installed: {session} brings one")
-    return pytest.mark.parametrize("chip", chips or [pytest.param("none", marks=missing)])
+def cases(*values):
+    """Parameters of a fixture; skipped, with how to run them, if no compiler for them is here."""
+    found = [pytest.param(case, id=", ".join(case)) for case in itertools.product(*values)]
+    return found or [pytest.param((), marks=pytest.mark.skip(reason=MISSING))]
 
 
-every_chip = on_each(TPUS + GPUS, "nox -s tpu or nox -s gpu")
-every_gpu = on_each(GPUS, "nox -s gpu")
-every_step = pytest.mark.parametrize("step", STEPS)
-every_dtype = pytest.mark.parametrize("dtype", compiled.DTYPES)
+def rows(chip, mesh, step, dtype, *variants):
+    """What `benchmarks/compiled.py` writes, variant by variant."""
+    # Optax's Adam does not run under the strict promotion of the other tests.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        return [compiled.row(compiled.Job(chip, mesh, step, dtype, "adam", v)) for v in variants]
 
 
-@pytest.fixture(autouse=True)
-def promotion_as_users_have_it(standard_promotion):
-    """Optax's Adam does not run under the strict one."""
+# For a module: pytest keeps the tests of one case together, and its programs are compiled once.
+@pytest.fixture(scope="module", params=cases(CHIPS, STEPS, compiled.DTYPES))
+def step(request):
+    """The bytes of a tree's kernels, and the rows of a step with ours, the formula, and without."""
+    chip, step, dtype = request.param
+    ours, naive, without = rows(chip, "", step, dtype, OURS, NAIVE, WITHOUT)
+    return trees.share(trees.TREES[step]()) * ours["gradients"], ours, naive, without
 
 
-@functools.cache
-def row(chip, mesh, step, dtype, variant):
-    return compiled.row(compiled.Job(chip, mesh, step, dtype, "adam", variant))
+@pytest.fixture(scope="module", params=cases(CHIPS, compiled.MESHES, compiled.DTYPES))
+def sharded(request):
+    """The rows of a step of shards with ours, and without."""
+    chip, mesh, dtype = request.param
+    return rows(chip, mesh, compiled.STACKED, dtype, OURS, WITHOUT)
 
 
-def rows(chip, step, dtype, *variants):
-    return [row(chip, "", step, dtype, variant) for variant in variants]
-
-
-@every_chip
-@every_step
-@every_dtype
-def test_a_step_moves_no_more_than_with_the_formula_as_one_would_write_it(chip, step, dtype):
-    ours, naive = rows(chip, step, dtype, OURS, NAIVE)
+def test_a_step_moves_no_more_than_with_the_formula_as_one_would_write_it(step):
+    _, ours, naive, _ = step
     assert ours["moved"] <= naive["moved"]
 
 
-@every_chip
-@every_step
-@every_dtype
-def test_a_step_needs_no_temporaries_for_it(chip, step, dtype):
-    ours, without = rows(chip, step, dtype, OURS, WITHOUT)
+def test_a_step_moves_little_more_than_one_more_read_of_each_gradient(step):
+    kernels, ours, _, without = step
+    assert ours["moved"] <= 1.01 * (without["moved"] + kernels)
+
+
+def test_a_step_needs_no_temporaries_for_it(step):
+    _, ours, _, without = step
     assert ours["temporaries"] - without["temporaries"] <= NOTHING * ours["gradients"]
     assert ours["peak"] - without["peak"] <= NOTHING * ours["gradients"]
 
 
-@every_gpu
-@every_step
-@every_dtype
-def test_a_step_on_a_gpu_moves_little_more_than_one_more_read_of_each_gradient(chip, step, dtype):
-    ours, without = rows(chip, step, dtype, OURS, WITHOUT)
-    kernels = trees.share(trees.TREES[step]()) * ours["gradients"]
-    assert ours["moved"] <= 1.01 * (without["moved"] + kernels)
-
-
-@on_each([c for c in ("v5e", "H100") if c in TPUS + GPUS], "nox -s tpu or nox -s gpu")
-@pytest.mark.parametrize("mesh", compiled.MESHES)
-@every_dtype
-def test_shards_of_a_fan_in_exchange_one_small_all_reduce(chip, mesh, dtype):
-    ours, without = (row(chip, mesh, compiled.STACKED, dtype, v) for v in (OURS, WITHOUT))
+def test_shards_of_a_fan_in_exchange_one_small_all_reduce(sharded):
+    ours, without = sharded
     assert without["collectives"] == 0
     assert ours["collectives"] == 1
     assert ours["collective_bytes"] <= 0.002 * ours["gradients"]
@@ -106,6 +98,23 @@ ENTRY %main (g: bf16[4,8], w: f32[4,8]) -> (f32[8], f32[4,8]) {
 }
 """
     assert targets.moved(program) == (8 * 4 + 1) + 32 * 2 + 32 * 4
+
+
+def test_bytes_moved_on_the_chip_are_not_counted():
+    program = """
+ENTRY %main (g: f32[64,8]) -> f32[64,8] {
+  %g = f32[64,8]{1,0:T(8,128)} parameter(0)
+  %a = (f32[64,8]{1,0:T(8,128)S(1)}, f32[64,8]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%g)
+  %b = f32[64,8]{1,0:T(8,128)S(1)} copy-done(%a)
+  %c = ((f32[64,8]{1,0:T(8,128)}), f32[16,8]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%g)
+  %d = f32[16,8]{1,0:T(8,128)S(1)} slice-done(%c)
+  %e = f32[64,8]{1,0:T(8,128)S(1)} fusion(%b, %d), kind=kLoop, calls=%fused
+  %f = (f32[64,8]{1,0:T(8,128)}, f32[64,8]{1,0:T(8,128)S(1)}, u32[]{:S(2)}) copy-start(%e)
+  ROOT %h = f32[64,8]{1,0:T(8,128)} copy-done(%f)
+}
+"""
+    read, part, written = 64 * 8 * 4, 16 * 8 * 4, 64 * 8 * 4
+    assert targets.moved(program) == read + part + written
 
 
 def test_collectives_are_counted_once_with_their_bytes():
@@ -151,14 +160,24 @@ class CompilesElsewhere:
         return self.target.structs(jax.ShapeDtypeStruct(x.shape, dtype))
 
 
+@pytest.fixture
+def programs_made_quickly(standard_promotion):
+    """Whether they compile is asked here, not what they cost."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.skipif("v5e" not in CHIPS, reason=MISSING)
 @pytest.mark.filterwarnings("default")
-@on_each(TPUS[:1], "nox -s tpu")
+@pytest.mark.usefixtures("programs_made_quickly")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_every_program_of_a_notebook_compiles_for_a_tpu(path, chip, tmp_path, monkeypatch):
+def test_every_program_of_a_notebook_compiles_for_a_tpu(path, tmp_path, monkeypatch):
     """Every jitted function, the training step among them, at the sizes of the small mode."""
     plt = pytest.importorskip("matplotlib.pyplot")
-    there = CompilesElsewhere(targets.target(chip))
+    there = CompilesElsewhere(targets.target("v5e"))
     monkeypatch.setenv("OPTAX_GC_SMALL", "1")
+    plt.switch_backend("agg")
     monkeypatch.setattr(plt, "show", plt.close)
     monkeypatch.setattr(jax, "jit", there)
     monkeypatch.chdir(tmp_path)
