@@ -8,7 +8,7 @@ All of it is printed in two inks on white paper. Cyan ink takes out red light, r
 green and blue alike, so that *green equals blue in every pixel*. The difference between the weights
 of green and of blue is therefore something that no picture ever shows to a network.
 
-`python examples/drawings.py` shows six of each class, in drawings.png.
+`python examples/drawings.py` shows two of each class, in drawings.png.
 """
 
 import argparse
@@ -110,7 +110,7 @@ def draw(count: int, seed: int, size: int = 16) -> tuple[np.ndarray, np.ndarray]
 
 
 def main():
-    """Shows some of each class."""
+    """Shows two of each class."""
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -119,14 +119,15 @@ def main():
     args = parser.parse_args()
     import matplotlib.pyplot as plt
 
-    images, labels = draw(60, seed=0, size=args.size)
-    grid = plt.figure(figsize=(4.9, 8), layout="constrained").subplots(len(FIGURES), 6)
-    for label, (name, row) in enumerate(zip(FIGURES, grid, strict=True)):
-        for ax, image in zip(row, images[labels == label], strict=True):
+    images, labels = draw(2 * len(FIGURES), seed=0, size=args.size)
+    grid = plt.figure(figsize=(4.9, 4.6), layout="constrained").subplots(4, 5)
+    for label, name in enumerate(FIGURES):
+        row, column = divmod(label, 5)
+        for ax, image in zip(grid[2 * row :, column], images[labels == label], strict=False):
             ax.imshow(image)
             ax.set(xticks=[], yticks=[])
-        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
-    plt.savefig(args.figure, dpi=100)
+        grid[2 * row, column].set_title(name, fontsize=9)
+    plt.savefig(args.figure, dpi=200)
     print(f"The drawings are in {args.figure}.")
 
 

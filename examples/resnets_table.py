@@ -177,8 +177,8 @@ def caption(rows, runs):
 
 
 PANELS = {
-    "growth": ("norms of kernels / start", 1),
-    "share": ("noise in the first kernel (%)", 100),
+    "growth": ("norms, in those at the start", 1),
+    "share": ("noise, % of the first kernel", 100),
 }
 
 
@@ -187,7 +187,7 @@ def draw(rows, path):
     runs = tested(rows)
     norms = [norm for norm in NORMS if any(norm == key[0] for key in runs)]
     steps = int(dict(pair.split("=") for pair in rows[0]["settings"].split("; "))["steps"])
-    figure = Figure(figsize=(4.9, 1 + 2.2 * len(norms)), layout="constrained")
+    figure = Figure(figsize=(4.9, 1.1 + 2.1 * len(norms)), layout="constrained")
     grid = figure.subplots(len(norms), len(PANELS), squeeze=False, sharex=True, sharey="col")
     for norm, line in zip(norms, grid, strict=True):
         for ax, (trace, (label, scale)) in zip(line, PANELS.items(), strict=True):
@@ -200,16 +200,17 @@ def draw(rows, path):
                 style = dict(ls="--" if arm in ("GC", CONTROL) else "-")
                 ax.plot(x, mean, color=colour, lw=1.6, label=arm, **style)
                 ax.fill_between(x, mean - half, mean + half, color=colour, alpha=0.2, lw=0)
-            ax.set_title(f"{NORMS[norm]}: {label}", fontsize=8)
+            ax.set_title(f"{norm}: {label}", fontsize=9)
             ax.tick_params(labelsize=8)
             ax.grid(color="#e0e0e0", lw=0.6)
             ax.spines[["top", "right"]].set_visible(False)
+    for ax in grid[-1]:
+        ax.set_xlabel("step", fontsize=9)
     handles = dict(zip(*grid[0, 0].get_legend_handles_labels()[::-1], strict=True))
     figure.legend(
-        handles.values(), handles, loc="outside lower center", ncols=3, fontsize=8, frameon=False
+        handles.values(), handles, loc="outside lower center", ncols=3, fontsize=9, frameon=False
     )
-    figure.supxlabel("step", fontsize=9)
-    figure.suptitle("Mean and 95 % interval over seeds, at each arm's tuned rate", fontsize=8)
+    figure.suptitle("Mean and 95 % interval over seeds, at each arm's tuned rate", fontsize=9)
     figure.savefig(path, dpi=200)
 
 
