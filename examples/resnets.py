@@ -34,7 +34,7 @@ import optax
 import resnets_table
 from drawings import FIGURES, draw
 from flax import nnx
-from resnets_table import ARMS, CAP, MARKS, NORMS
+from resnets_table import ARMS, AS_GC, BASELINE, CAP, MARKS, NORMS
 from study_arms import choose, project_out_random
 from tqdm import tqdm
 
@@ -249,7 +249,7 @@ def run(size: Size, norm: str, arm: str, split: str, lr: float, decay: float, se
     start, (data, net) = time.process_time(), (pictures(size), net_of(norm, size))
     validation, batches = sample(size, seed)
     trained, (norms, first) = net.train(arm, seed, lr, decay, batches, data.x, data.y)
-    if split == "test":
+    if split != "validation":
         on = [(data.test_x, data.test_y), (data.misprinted, data.test_y)]
     else:
         on = [(data.x[validation], data.y[validation])] * 2
@@ -278,6 +278,9 @@ def runs_of(size: Size, norm: str, arm: str, rows: list[dict[str, Any]]) -> Iter
     lr, decay = min(grid, key=lambda point: np.mean(losses[point]))
     for seed in range(size.seeds):
         yield norm, arm, "test", lr, decay, seed
+    if arm == "GC":  # is it GC, or the rate and the decay that tuning chose for it?
+        for seed in range(size.seeds):
+            yield norm, BASELINE, AS_GC, lr, decay, seed
 
 
 def provenance(size: Size) -> dict[str, str]:
@@ -331,7 +334,8 @@ def main():
     done = {tuple(row[name] for name in resnets_table.KEY) for row in rows}
     each = len(size.rates) * len(size.decays) * size.tuning_seeds + size.seeds
     arms = list(itertools.product(args.norms, args.arms))
-    with tqdm(total=each * len(arms), unit="run") as bar:
+    total = each * len(arms) + size.seeds * sum(arm == "GC" for _, arm in arms)
+    with tqdm(total=total, unit="run") as bar:
         for norm, arm in arms:
             bar.set_description(f"{norm}, {arm}")
             for key in runs_of(size, norm, arm, rows):

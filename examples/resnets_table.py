@@ -6,6 +6,7 @@ markers in docs/resnets.md and draws the figure, all from the committed CSV alon
 
 import argparse
 import csv
+import itertools
 import os
 from pathlib import Path
 
@@ -24,9 +25,11 @@ ARMS = {  # what happens to the kernels that a norm follows, and the colour of i
     "GC": "#009E73",
     CONTROL: "#999999",
 }
+AS_GC = "as GC"  # the baseline, tested at the learning rate and decay that tuning chose for GC
+BASELINE_AS_GC = f"{BASELINE} {AS_GC}"
 MARKS = tuple(range(0, 101, 10))  # percent of the training, at which the traces are taken
 CAP = 10.0  # nats: the NLL of a run that diverged, and the most that any run counts
-KEY = ("norm", "arm", "split", "lr", "decay", "seed")  # split: validation or test
+KEY = ("norm", "arm", "split", "lr", "decay", "seed")  # split: validation, test or as GC
 OUTCOMES = ("nll", "accuracy", "misprinted")
 TRACES = ("growth", "outside", "share")
 SHARED = ("settings", "versions", "device")
@@ -62,15 +65,12 @@ def write(path, rows):
 
 
 def tested(rows):
-    """Returns the test runs of each (norm, arm) that has at least two, in order of their seeds."""
-    runs = {
-        (norm, arm): sorted(
-            (r for r in rows if (r["norm"], r["arm"], r["split"]) == (norm, arm, "test")),
-            key=lambda row: row["seed"],
-        )
-        for norm in NORMS
-        for arm in ARMS
-    }
+    """Returns the runs of each (norm, arm) that were tested, in order of their seeds."""
+    runs = {(norm, arm): [] for norm in NORMS for arm in (*ARMS, BASELINE_AS_GC)}
+    for row in sorted(rows, key=lambda row: row["seed"]):
+        if row["split"] != "validation":
+            arm = BASELINE_AS_GC if row["split"] == AS_GC else row["arm"]
+            runs[row["norm"], arm].append(row)
     return {key: of for key, of in runs.items() if len(of) > 1}
 
 
@@ -79,9 +79,9 @@ def half_width(values):
     return stats.t.ppf(0.975, len(values) - 1) * stats.sem(values, axis=0)
 
 
-def difference(runs, norm, arm, outcome):
-    """Returns the mean difference from the baseline at equal seeds, and its half-width."""
-    of, base = ({r["seed"]: r[outcome] for r in runs[norm, a]} for a in (arm, BASELINE))
+def difference(runs, norm, arm, outcome, base=BASELINE):
+    """Returns the mean difference of two arms at equal seeds, and its half-width."""
+    of, base = ({r["seed"]: r[outcome] for r in runs[norm, a]} for a in (arm, base))
     seeds = sorted(of.keys() & base.keys())
     mean, low, high, _ = paired([of[s] for s in seeds], [base[s] for s in seeds])
     return mean, (high - low) / 2
@@ -94,18 +94,23 @@ def verdict(mean, half, outcome, control):
     return "gain" if (mean < 0) == (outcome == "nll") else "loss"
 
 
+def show(mean, half, outcome):
+    """Formats a difference, of NLL in nats, of accuracy in points."""
+    scale, digits = (1, 3) if outcome == "nll" else (100, 1)
+    return f"{scale * mean:+.{digits}f} ± {scale * half:.{digits}f}".replace("-", "−")
+
+
 def effect(runs, norm, arm, outcome):
-    """Formats a difference from the baseline with its word, which the control itself has not."""
+    """Formats a difference from the baseline with its word, which controls have not."""
     if arm == BASELINE or (norm, BASELINE) not in runs:
         return ""
     mean, half = difference(runs, norm, arm, outcome)
-    scale, digits = (1, 3) if outcome == "nll" else (100, 1)
-    shown = f"{scale * mean:+.{digits}f} ± {scale * half:.{digits}f}".replace("-", "−")
-    if arm == CONTROL:
-        return shown
+    if arm in (CONTROL, BASELINE_AS_GC):
+        return show(mean, half, outcome)
     control = difference(runs, norm, CONTROL, outcome)[0] if (norm, CONTROL) in runs else 0.0
     word = verdict(mean, half, outcome, control)
-    return f"{shown} {word}" if word == "noise" else f"**{shown} {word}**"
+    shown = f"{show(mean, half, outcome)} {word}"
+    return shown if word == "noise" else f"**{shown}**"
 
 
 def level(runs, name, scale=1.0, digits=3):
@@ -147,8 +152,17 @@ def markdown(rows):
         weights.append([name, level(of, "growth", 1, 2), level(of, "outside", 100, 1)])
         weights[-1] += [level(of, "share", 100, 1)]
         weights[-1] += [f"{level(of, 'misprinted', 100, 1)} ({differences[2]})".replace(" ()", "")]
+    apart = [["GC minus", "NLL", "accuracy", "misprinted"], ["---", *["---:"] * 3]]
+    for norm, base in itertools.product(NORMS, (BASELINE_AS_GC, CONTROL)):
+        if {(norm, "GC"), (norm, base)} <= set(runs):
+            name = f"{norm}, {base}"
+            apart.append(
+                [name, *(show(*difference(runs, norm, "GC", o, base), o) for o in OUTCOMES)]
+            )
     tables = (
-        "\n".join(f"| {' | '.join(line)} |" for line in lines) for lines in (outcomes, weights)
+        "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        for lines in (outcomes, apart, weights)
+        if len(lines) > 2
     )
     return "\n\n".join([*tables, caption(rows, runs)])
 
@@ -157,22 +171,24 @@ def caption(rows, runs):
     """Says what the numbers are."""
     numbers = sorted({len(of) for of in runs.values()})
     start = 100 * np.mean([run["share"][0] for of in runs.values() for run in of])
-    compared = sum(arm not in (BASELINE, CONTROL) for _, arm in runs) * len(OUTCOMES)
+    compared = sum(arm in ("rescaling", "neither", "GC") for _, arm in runs) * len(OUTCOMES)
     capped = sum(run["nll"] >= CAP for of in runs.values() for run in of)
     minutes = sum(row["seconds"] for row in rows) / 60
     return (
-        "NLL in nats, accuracy in % of the test pictures, differences in nats and points, between "
-        "equal seeds. ± is half the width of the 95 % interval over "
-        f"{' or '.join(map(str, numbers))} seeds. A difference "
-        "is *noise* if its interval includes zero or if it is no larger than "
-        f"that of the control, {CONTROL}. The intervals are not corrected for their number: of "
-        f"{compared} comparisons, one in twenty excludes zero by chance. *Norms grow to*: the "
-        "Frobenius norm of the kernels that a norm follows at the end, as a multiple of the start "
-        "(geometric mean). *Noise*: the part of the first kernel outside the span of its inputs, "
-        f"in % of that part at the start, and as a share of the kernel in % ({start:.1f} at the "
-        "start). *Misprinted*: accuracy on the test pictures after noise has set green and blue "
-        f"apart. † on the edge of its grid. {capped} tested runs diverged. {len(rows)} runs took "
-        f"{minutes:.0f} minutes of computing on {rows[0]['device']}; {rows[0]['versions']}."
+        "NLL in nats, accuracy in % of the test pictures; differences in nats and points, at equal "
+        "seeds. ± is half the width of the 95 % interval over "
+        f"{' or '.join(map(str, numbers))} seeds. A difference is *noise* if its interval includes "
+        f"zero, or if it is no larger than that of the control, {CONTROL}. Intervals are not "
+        f"corrected for their number: {compared} differences have a word, and one in twenty that "
+        "are nothing has an interval without zero. Rate and decay are those that tuning chose; † "
+        f"on the edge of the grid. *{BASELINE_AS_GC}*: decay, at the rate and decay that tuning "
+        "chose for GC. *Norms grow to*: the Frobenius norms of the kernels before a norm, after "
+        "training, in those at the start (geometric mean). *Noise*: the part of the first kernel "
+        "outside the span of its inputs, in % of what it was at the start, and as a share of the "
+        f"kernel in % ({start:.1f} at the start). *Misprinted*: accuracy on test pictures of which "
+        f"noise has set green and blue apart; in brackets minus decay. {capped} tested runs "
+        f"diverged. {len(rows)} runs, {minutes:.0f} minutes of CPU time on one thread; "
+        f"{rows[0]['device']}; {rows[0]['versions']}."
     )
 
 
