@@ -5,8 +5,9 @@ A ResNet with BatchNorm (BN) and the same with GroupNorm (GN) tell apart the pic
 follows, which are those that `scale_invariant` finds: weight decay, `rescale_weights` in its place,
 neither; and decay with GC, and with the control of GC. The head decays in every arm. Learning rate
 and decay are tuned for each arm, on the same grid with the same seeds, by the negative
-log-likelihood (NLL) of validation pictures. Fresh seeds are then tested. A seed draws the training
-pictures, the initial weights and the batches, the same for every arm.
+log-likelihood (NLL) of validation pictures: all points on one seed, the best three on two more.
+Fresh seeds are then tested. A seed draws the training pictures, the initial weights and the
+batches, the same for every arm.
 
 Along the way it measures two claims of the paper on weight rescaling (arXiv 2102.03497): that such
 kernels grow where nothing holds them, and that what the inputs of a layer do not span stays in its
@@ -34,7 +35,7 @@ import optax
 import resnets_table
 from drawings import FIGURES, draw
 from flax import nnx
-from resnets_table import ARMS, AS_GC, BASELINE, CAP, MARKS, NORMS
+from resnets_table import ARMS, BASELINE, CAP, MARKS, NORMS
 from study_arms import choose, project_out_random
 from tqdm import tqdm
 
@@ -60,14 +61,15 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "tiny": Size(8, 1, 4, 40, 20, 20, 10, 10, (0.1, 0.3), (0.01,), 2, 1),
-    "cpu": Size(16, 1, 8, 2000, 1000, 2000, 64, 400, (0.05, 0.15, 0.45), (0.003, 0.02, 0.1), 8, 1),
+    "tiny": Size(8, 1, 4, 40, 20, 20, 10, 10, (0.1, 0.3), (0.01,), 2, 2),
+    "cpu": Size(16, 1, 8, 2000, 1000, 2000, 64, 400, (0.05, 0.15, 0.45), (0.003, 0.02, 0.1), 8, 3),
     "gpu": Size(
         *(32, 3, 16, 10_000, 2000, 10_000, 128, 6000),
-        *((0.03, 0.1, 0.3, 1.0), (0.0003, 0.002, 0.01), 8, 2),
+        *((0.03, 0.1, 0.3, 1.0), (0.0003, 0.002, 0.01), 8, 3),
     ),
 }
 TUNING = 1000  # the first of the seeds that tune, apart from those that test
+FINALISTS = 3  # points of the grid, the best on the first of those seeds, that go on to the others
 
 
 class Block(nnx.Module):
@@ -268,27 +270,34 @@ def run(size: Size, norm: str, arm: str, split: str, lr: float, decay: float, se
 
 
 def runs_of(size: Size, norm: str, arm: str, rows: list[dict[str, Any]]) -> Iterator[tuple]:
-    """Yields the runs of an arm: those that tune it, and then those that test what they chose."""
+    """Yields the runs of an arm, each of which may depend on the outcomes of those before it."""
+    first, *more = range(TUNING, TUNING + size.tuning_seeds)
     grid = list(itertools.product(size.rates, size.decays))
-    tuning = range(TUNING, TUNING + size.tuning_seeds)
-    for (lr, decay), seed in itertools.product(grid, tuning):
+    for lr, decay in grid:
+        yield norm, arm, "validation", lr, decay, first
+    losses = {
+        (row["lr"], row["decay"]): row["nll"]
+        for row in rows
+        if (row["norm"], row["arm"], row["split"], row["seed"]) == (norm, arm, "validation", first)
+    }
+    for (lr, decay), seed in itertools.product(sorted(grid, key=losses.get)[:FINALISTS], more):
         yield norm, arm, "validation", lr, decay, seed
-    of = [r for r in rows if (r["norm"], r["arm"], r["split"]) == (norm, arm, "validation")]
-    losses = {point: [r["nll"] for r in of if (r["lr"], r["decay"]) == point] for point in grid}
-    lr, decay = min(grid, key=lambda point: np.mean(losses[point]))
+    lr, decay = resnets_table.chosen(rows, norm, arm)
     for seed in range(size.seeds):
         yield norm, arm, "test", lr, decay, seed
     if arm == "GC":  # is it GC, or the rate and the decay that tuning chose for it?
         for seed in range(size.seeds):
-            yield norm, BASELINE, AS_GC, lr, decay, seed
+            yield norm, BASELINE, "test", lr, decay, seed
 
 
 def provenance(size: Size) -> dict[str, str]:
     """What rows must share to be compared."""
     libraries = (jax, flax, optax, optax_gc)
     versions = [f"{library.__name__} {library.__version__}" for library in libraries]
+    # Not the grid and the seeds: those can grow.
+    names = size._fields[: size._fields.index("rates")]
     return {
-        "settings": "; ".join(f"{name}={value}" for name, value in size._asdict().items()),
+        "settings": "; ".join(f"{name}={getattr(size, name)}" for name in names),
         "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
         "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores",
     }
@@ -332,8 +341,11 @@ def main():
     shared = provenance(size)
     rows = finished(args.csv, shared)
     done = {tuple(row[name] for name in resnets_table.KEY) for row in rows}
-    each = len(size.rates) * len(size.decays) * size.tuning_seeds + size.seeds
-    arms = list(itertools.product(args.norms, args.arms))
+    points, arms = (
+        len(size.rates) * len(size.decays),
+        list(itertools.product(args.norms, args.arms)),
+    )
+    each = points + min(points, FINALISTS) * (size.tuning_seeds - 1) + size.seeds
     total = each * len(arms) + size.seeds * sum(arm == "GC" for _, arm in arms)
     with tqdm(total=total, unit="run") as bar:
         for norm, arm in arms:
@@ -343,6 +355,7 @@ def main():
                     row = dict(zip(resnets_table.KEY, key, strict=True))
                     rows.append(row | run(size, *key) | shared)
                     resnets_table.write(args.csv, rows)
+                    done.add(key)
                 bar.update()
     resnets_table.draw(resnets_table.read(args.csv), args.figure)
     print(f"Results: {args.csv}. Figure: {args.figure}.")

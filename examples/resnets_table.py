@@ -25,11 +25,10 @@ ARMS = {  # what happens to the kernels that a norm follows, and the colour of i
     "GC": "#009E73",
     CONTROL: "#999999",
 }
-AS_GC = "as GC"  # the baseline, tested at the learning rate and decay that tuning chose for GC
-BASELINE_AS_GC = f"{BASELINE} {AS_GC}"
+AS_GC = f"{BASELINE} as GC"  # tested at the learning rate and decay that tuning chose for GC
 MARKS = tuple(range(0, 101, 10))  # percent of the training, at which the traces are taken
 CAP = 10.0  # nats: the NLL of a run that diverged, and the most that any run counts
-KEY = ("norm", "arm", "split", "lr", "decay", "seed")  # split: validation, test or as GC
+KEY = ("norm", "arm", "split", "lr", "decay", "seed")  # split: validation or test
 OUTCOMES = ("nll", "accuracy", "misprinted")
 TRACES = ("growth", "outside", "share")
 SHARED = ("settings", "versions", "device")
@@ -64,13 +63,30 @@ def write(path, rows):
     os.replace(partial, path)
 
 
+def chosen(rows, norm, arm):
+    """Returns the learning rate and decay with the lowest mean NLL on the most tuning seeds."""
+    losses = {}
+    for row in rows:
+        if (row["norm"], row["arm"], row["split"]) == (norm, arm, "validation"):
+            losses.setdefault((row["lr"], row["decay"]), []).append(row["nll"])
+    most = max(map(len, losses.values()))
+    return min((p for p in losses if len(losses[p]) == most), key=lambda p: np.mean(losses[p]))
+
+
 def tested(rows):
-    """Returns the runs of each (norm, arm) that were tested, in order of their seeds."""
-    runs = {(norm, arm): [] for norm in NORMS for arm in (*ARMS, BASELINE_AS_GC)}
+    """Returns the tests of each (norm, arm) at its tuned point, in order of their seeds."""
+    tuned = {(row["norm"], row["arm"]) for row in rows if row["split"] == "validation"}
+    points = {(*key, key[1]): chosen(rows, *key) for key in tuned}
+    for norm in NORMS:
+        point = points.get((norm, "GC", "GC"))
+        if point != points.get((norm, BASELINE, BASELINE)):
+            points[norm, BASELINE, AS_GC] = point
+    runs = {(norm, arm): [] for norm in NORMS for arm in (*ARMS, AS_GC)}
     for row in sorted(rows, key=lambda row: row["seed"]):
-        if row["split"] != "validation":
-            arm = BASELINE_AS_GC if row["split"] == AS_GC else row["arm"]
-            runs[row["norm"], arm].append(row)
+        for name in (row["arm"], AS_GC) if row["split"] == "test" else ():
+            point = points.get((row["norm"], row["arm"], name))
+            if point == (row["lr"], row["decay"]):
+                runs[row["norm"], name].append(row)
     return {key: of for key, of in runs.items() if len(of) > 1}
 
 
@@ -105,7 +121,7 @@ def effect(runs, norm, arm, outcome):
     if arm == BASELINE or (norm, BASELINE) not in runs:
         return ""
     mean, half = difference(runs, norm, arm, outcome)
-    if arm in (CONTROL, BASELINE_AS_GC):
+    if arm in (CONTROL, AS_GC):
         return show(mean, half, outcome)
     control = difference(runs, norm, CONTROL, outcome)[0] if (norm, CONTROL) in runs else 0.0
     word = verdict(mean, half, outcome, control)
@@ -153,7 +169,7 @@ def markdown(rows):
         weights[-1] += [level(of, "share", 100, 1)]
         weights[-1] += [f"{level(of, 'misprinted', 100, 1)} ({differences[2]})".replace(" ()", "")]
     apart = [["GC minus", "NLL", "accuracy", "misprinted"], ["---", *["---:"] * 3]]
-    for norm, base in itertools.product(NORMS, (BASELINE_AS_GC, CONTROL)):
+    for norm, base in itertools.product(NORMS, (AS_GC, CONTROL)):
         if {(norm, "GC"), (norm, base)} <= set(runs):
             name = f"{norm}, {base}"
             apart.append(
@@ -181,7 +197,7 @@ def caption(rows, runs):
         f"zero, or if it is no larger than that of the control, {CONTROL}. Intervals are not "
         f"corrected for their number: {compared} differences have a word, and one in twenty that "
         "are nothing has an interval without zero. Rate and decay are those that tuning chose; † "
-        f"on the edge of the grid. *{BASELINE_AS_GC}*: decay, at the rate and decay that tuning "
+        f"on the edge of the grid. *{AS_GC}*: decay, at the rate and decay that tuning "
         "chose for GC. *Norms grow to*: the Frobenius norms of the kernels before a norm, after "
         "training, in those at the start (geometric mean). *Noise*: the part of the first kernel "
         "outside the span of its inputs, in % of what it was at the start, and as a share of the "

@@ -99,10 +99,11 @@ def test_a_tiny_study_has_all_runs_of_an_arm_and_a_figure(finished):
     rows = resnets_table.read(finished)
     for arm in ("decay", "rescaling"):
         of = [row for row in rows if row["arm"] == arm]
-        assert [row["split"] for row in of] == ["validation"] * 2 + ["test"] * TINY.seeds
-        chosen = min(of[:2], key=lambda row: row["nll"])
-        assert {(row["lr"], row["decay"]) for row in of[2:]} == {(chosen["lr"], chosen["decay"])}
-        assert {row["seed"] for row in of[:2]} & {row["seed"] for row in of[2:]} == set()
+        tuning, tests = of[:4], of[4:]  # two points, two seeds
+        assert [row["split"] for row in of] == ["validation"] * 4 + ["test"] * TINY.seeds
+        losses = {lr: np.mean([r["nll"] for r in tuning if r["lr"] == lr]) for lr in TINY.rates}
+        assert {row["lr"] for row in tests} == {min(losses, key=losses.get)}
+        assert {row["seed"] for row in tuning} & {row["seed"] for row in tests} == set()
         assert all(np.isfinite([row["nll"], row["accuracy"]]).all() for row in of)
     figure = (finished.parent / "resnets.png").read_bytes()
     assert figure.startswith(b"\x89PNG\r\n\x1a\n") and len(figure) > 10_000
@@ -184,7 +185,10 @@ def made_up(nll_of_arm):
     trace = np.ones(len(resnets_table.MARKS))
     shared = dict(lr=0.1, decay=0.1, growth=trace, outside=trace, share=trace, seconds=1.0)
     shared |= dict(settings="steps=10", versions="", device="")
-    return [
+    tuning = [
+        dict(norm="BN", arm=arm, split="validation", seed=1, nll=1, **shared) for arm in nll_of_arm
+    ]
+    return tuning + [
         dict(norm="BN", arm=arm, split="test", seed=seed, nll=nll + noise + seed, **shared)
         | dict(accuracy=0.5, misprinted=0.5)
         for arm, nll in nll_of_arm.items()
@@ -200,6 +204,32 @@ def test_a_difference_within_its_interval_or_the_control_is_noise(rescaling, con
     arms = {"decay": 0.0, "rescaling": rescaling, resnets_table.CONTROL: control}
     runs = resnets_table.tested(made_up(arms))
     assert word in resnets_table.effect(runs, "BN", "rescaling", "nll")
+
+
+def test_the_tuned_point_has_the_lowest_mean_of_those_with_the_most_tuning_seeds():
+    outcomes = {0.1: [3.0, 1.0], 0.2: [2.0, 2.2], 0.3: [0.5]}
+    rows = [
+        dict(norm="BN", arm="GC", split="validation", lr=lr, decay=0.0, seed=seed, nll=nll)
+        for lr, of in outcomes.items()
+        for seed, nll in enumerate(of)
+    ]
+    others = [
+        dict(row, **other, nll=0.0) for row in rows for other in ({"norm": "GN"}, {"split": "test"})
+    ]
+    assert resnets_table.chosen([*others, *rows], "BN", "GC") == (0.1, 0.0)
+
+
+def test_decay_is_compared_with_gc_at_the_point_of_gc_too():
+    at = {"decay": 0.1, "GC": 0.2}
+    rows = [dict(row, lr=at[row["arm"]]) for row in made_up({"decay": 0.0, "GC": 0.1})]
+    moved = [
+        dict(row, lr=at["GC"], nll=row["nll"] + 5)
+        for row in rows
+        if (row["arm"], row["split"]) == ("decay", "test")
+    ]
+    runs = resnets_table.tested(rows + moved)
+    assert resnets_table.difference(runs, "BN", "GC", "nll")[0] > 0
+    assert resnets_table.difference(runs, "BN", "GC", "nll", resnets_table.AS_GC)[0] < -4
 
 
 def test_a_difference_from_decay_is_that_of_the_paired_t_test():
