@@ -112,7 +112,8 @@ def draw(count: int, seed: int, size: int = 16) -> tuple[np.ndarray, np.ndarray]
 def main():
     """Shows two of each class."""
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description="Shows two drawings of each class.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--size", type=int, default=16, help="of a picture, in pixels")
     parser.add_argument("--figure", type=Path, default=Path("drawings.png"), help="where it goes")

@@ -40,7 +40,7 @@ from study_arms import choose, project_out_random
 from tqdm import tqdm
 
 import optax_gc
-from optax_gc import axes_from_rank, centralize, rescale_weights, scale_invariant
+from optax_gc import axes_from_rank, centralize, diagnostics, rescale_weights, scale_invariant
 
 
 class Size(NamedTuple):
@@ -88,7 +88,9 @@ class Block(nnx.Module):
     def __call__(self, x):
         """Returns activations of shape (batch, height / stride, width / stride, width)."""
         y = self.norm2(self.conv2(nnx.relu(self.norm1(self.conv1(x)))))
-        return nnx.relu(y + (x if self.around is None else self.norm3(self.around(x))))
+        if self.around is not None and self.norm3 is not None:
+            x = self.norm3(self.around(x))
+        return nnx.relu(y + x)
 
 
 class ResNet(nnx.Module):
@@ -96,8 +98,10 @@ class ResNet(nnx.Module):
 
     def __init__(self, kind: str, size: Size, rngs: nnx.Rngs):
         """Draws the initial weights."""
-        norms = {"BN": partial(nnx.BatchNorm, momentum=0.9), "GN": partial(nnx.GroupNorm)}
-        norm = partial(norms[kind], rngs=rngs, **({"num_groups": 4} if kind == "GN" else {}))
+        norm = {
+            "BN": partial(nnx.BatchNorm, momentum=0.9, rngs=rngs),
+            "GN": partial(nnx.GroupNorm, num_groups=4, rngs=rngs),
+        }[kind]
         widths = [size.width * 2**stage for stage in range(3) for _ in range(size.blocks)]
         self.stem = nnx.Conv(3, size.width, (3, 3), padding=1, use_bias=False, rngs=rngs)
         self.norm = norm(size.width)
@@ -152,7 +156,7 @@ class Net:
     def __init__(self, kind: str, size: Size):
         """Finds the scale-invariant kernels, and sets up training and evaluation."""
         graph = nnx.graphdef(nnx.eval_shape(lambda: ResNet(kind, size, nnx.Rngs(0))))
-        per = {"BN": "unit", "GN": "layer"}[kind]  # what is scale-invariant before such a norm
+        per = "unit" if kind == "BN" else "layer"  # what is scale-invariant before such a norm
 
         def init(key):
             return nnx.split(ResNet(kind, size, nnx.Rngs(key)), nnx.Param, nnx.BatchStat)[1:]
@@ -241,8 +245,8 @@ def net_of(kind: str, size: Size) -> Net:
 def outside(kernels: np.ndarray, size: Size, batches: np.ndarray) -> np.ndarray:
     """Returns the norm of the part of each first kernel that the training pictures do not span."""
     x = pictures(size).x[batches[: 256 // size.batch + 1].ravel()]
-    residual = partial(optax_gc.diagnostics.span_residual, padding=((1, 1), (1, 1)))
-    parts = jax.vmap(residual, (0, None))(kernels, x)
+    residual = partial(diagnostics.span_residual, inputs=x, padding=((1, 1), (1, 1)))
+    parts = jax.vmap(residual)(jnp.asarray(kernels))
     return np.linalg.norm(parts.reshape(len(kernels), -1), axis=1)
 
 
@@ -280,7 +284,8 @@ def runs_of(size: Size, norm: str, arm: str, rows: list[dict[str, Any]]) -> Iter
         for row in rows
         if (row["norm"], row["arm"], row["split"], row["seed"]) == (norm, arm, "validation", first)
     }
-    for (lr, decay), seed in itertools.product(sorted(grid, key=losses.get)[:FINALISTS], more):
+    finalists = sorted(grid, key=lambda point: losses[point])[:FINALISTS]
+    for (lr, decay), seed in itertools.product(finalists, more):
         yield norm, arm, "validation", lr, decay, seed
     lr, decay = resnets_table.chosen(rows, norm, arm)
     for seed in range(size.seeds):

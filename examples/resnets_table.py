@@ -26,6 +26,7 @@ ARMS = {  # what happens to the kernels that a norm follows, and the colour of i
     CONTROL: "#999999",
 }
 AS_GC = f"{BASELINE} as GC"  # tested at the learning rate and decay that tuning chose for GC
+PAIRS = (("GC", CONTROL), ("GC", AS_GC), ("rescaling", "neither"))  # shown beside the baseline
 MARKS = tuple(range(0, 101, 10))  # percent of the training, at which the traces are taken
 CAP = 10.0  # nats: the NLL of a run that diverged, and the most that any run counts
 KEY = ("norm", "arm", "split", "lr", "decay", "seed")  # split: validation or test
@@ -168,16 +169,14 @@ def markdown(rows):
         weights.append([name, level(of, "growth", 1, 2), level(of, "outside", 100, 1)])
         weights[-1] += [level(of, "share", 100, 1)]
         weights[-1] += [f"{level(of, 'misprinted', 100, 1)} ({differences[2]})".replace(" ()", "")]
-    apart = [["GC minus", "NLL", "accuracy", "misprinted"], ["---", *["---:"] * 3]]
-    for norm, base in itertools.product(NORMS, (AS_GC, CONTROL)):
-        if {(norm, "GC"), (norm, base)} <= set(runs):
-            name = f"{norm}, {base}"
-            apart.append(
-                [name, *(show(*difference(runs, norm, "GC", o, base), o) for o in OUTCOMES)]
-            )
+    pairs = [["norm, pair", "NLL", "accuracy", "misprinted"], ["---", *["---:"] * 3]]
+    for norm, (arm, base) in itertools.product(NORMS, PAIRS):
+        if {(norm, arm), (norm, base)} <= set(runs):
+            differences = [show(*difference(runs, norm, arm, o, base), o) for o in OUTCOMES]
+            pairs.append([f"{norm}, {arm} minus {base}", *differences])
     tables = (
         "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        for lines in (outcomes, apart, weights)
+        for lines in (outcomes, pairs, weights)
         if len(lines) > 2
     )
     return "\n\n".join([*tables, caption(rows, runs)])
@@ -190,6 +189,8 @@ def caption(rows, runs):
     compared = sum(arm in ("rescaling", "neither", "GC") for _, arm in runs) * len(OUTCOMES)
     capped = sum(run["nll"] >= CAP for of in runs.values() for run in of)
     minutes = sum(row["seconds"] for row in rows) / 60
+    at_gc = f"*{AS_GC}*: decay, at the rate and decay that tuning chose for GC. "
+    at_gc = at_gc if any(arm == AS_GC for _, arm in runs) else ""
     return (
         "NLL in nats, accuracy in % of the test pictures; differences in nats and points, at equal "
         "seeds. ± is half the width of the 95 % interval over "
@@ -197,14 +198,13 @@ def caption(rows, runs):
         f"zero, or if it is no larger than that of the control, {CONTROL}. Intervals are not "
         f"corrected for their number: {compared} differences have a word, and one in twenty that "
         "are nothing has an interval without zero. Rate and decay are those that tuning chose; † "
-        f"on the edge of the grid. *{AS_GC}*: decay, at the rate and decay that tuning "
-        "chose for GC. *Norms grow to*: the Frobenius norms of the kernels before a norm, after "
-        "training, in those at the start (geometric mean). *Noise*: the part of the first kernel "
-        "outside the span of its inputs, in % of what it was at the start, and as a share of the "
-        f"kernel in % ({start:.1f} at the start). *Misprinted*: accuracy on test pictures of which "
-        f"noise has set green and blue apart; in brackets minus decay. {capped} tested runs "
-        f"diverged. {len(rows)} runs, {minutes:.0f} minutes of CPU time on one thread; "
-        f"{rows[0]['device']}; {rows[0]['versions']}."
+        f"on the edge of the grid. {at_gc}*Norms grow to*: the Frobenius norms of the kernels "
+        "before a norm, after training, in those at the start (geometric mean). *Noise*: the part "
+        "of the first kernel outside the span of its inputs, in % of what it was at the start, and "
+        f"as a share of the kernel in % ({start:.1f} at the start). *Misprinted*: accuracy on test "
+        "pictures of which noise has set green and blue apart; in brackets minus decay. "
+        f"{capped} tested runs diverged. {len(rows)} runs, {minutes:.0f} minutes of CPU time "
+        f"on one thread; {rows[0]['device']}; {rows[0]['versions']}."
     )
 
 
