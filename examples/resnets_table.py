@@ -191,14 +191,16 @@ def caption(rows, runs):
     minutes = sum(row["seconds"] for row in rows) / 60
     at_gc = f"*{AS_GC}*: decay, at the rate and decay that tuning chose for GC. "
     at_gc = at_gc if any(arm == AS_GC for _, arm in runs) else ""
+    without = [norm for norm, arm in runs if arm == BASELINE and (norm, CONTROL) not in runs]
+    missing = "".join(f"The control of {norm} was not run. " for norm in without)
     return (
         "NLL in nats, accuracy in % of the test pictures; differences in nats and points, at equal "
         "seeds. ± is half the width of the 95 % interval over "
         f"{' or '.join(map(str, numbers))} seeds. A difference is *noise* if its interval includes "
-        f"zero, or if it is no larger than that of the control, {CONTROL}. Intervals are not "
-        f"corrected for their number: {compared} differences have a word, and one in twenty that "
-        "are nothing has an interval without zero. Rate and decay are those that tuning chose; † "
-        f"on the edge of the grid. {at_gc}*Norms grow to*: the Frobenius norms of the kernels "
+        f"zero, or if it is no larger than that of the control, {CONTROL}. {missing}Intervals are "
+        f"not corrected for their number: {compared} differences have a word, and one in twenty "
+        "that are nothing has an interval without zero. Rate and decay are those that tuning chose; "
+        f"† on the edge of the grid. {at_gc}*Norms grow to*: the Frobenius norms of the kernels "
         "before a norm, after training, in those at the start (geometric mean). *Noise*: the part "
         "of the first kernel outside the span of its inputs, in % of what it was at the start, and "
         f"as a share of the kernel in % ({start:.1f} at the start). *Misprinted*: accuracy on test "
