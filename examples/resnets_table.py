@@ -199,7 +199,7 @@ def caption(rows, runs):
         f"{' or '.join(map(str, numbers))} seeds. A difference is *noise* if its interval includes "
         f"zero, or if it is no larger than that of the control, {CONTROL}. {missing}Intervals are "
         f"not corrected for their number: {compared} differences have a word, and one in twenty "
-        "that are nothing has an interval without zero. Rate and decay are those that tuning chose; "
+        "that are nothing has an interval without zero. Rate and decay are the tuned ones; "
         f"† on the edge of the grid. {at_gc}*Norms grow to*: the Frobenius norms of the kernels "
         "before a norm, after training, in those at the start (geometric mean). *Noise*: the part "
         "of the first kernel outside the span of its inputs, in % of what it was at the start, and "
