@@ -65,7 +65,9 @@ def repeats(dims: Iterable[Sequence[Factor]]) -> bool:
 def is_whole(dims: Iterable[Dim], axis: int, extent: int) -> bool:
     """Whether `dims` together run over every index of `axis`, which has `extent` of them."""
     found = [f for dim in dims for f in dim if axis in f.axes and f.size > 1]
-    if any(f.whole for f in found):
+    if len(found) == 1 and found[0].size == extent:
+        return found[0].whole or found[0].stride == 1
+    if any([f.whole for f in found]):
         return len(found) == 1
     covered = 1
     for f in sorted(found, key=lambda f: f.stride or 0):

@@ -69,12 +69,11 @@ def is_all(trace: Any, node: Node, dims: Dims, axes: Iterable[int]) -> bool:
 
 def of_shards(trace: Any, node: Node, dims: Dims, axes: AxisSet) -> frozenset[Part]:
     """The parts that a shard lacks to run over every index of each of some axes."""
-    if is_all(trace, node, dims, axes):
+    parts = frozenset([part for part in node.parts if part.axes & axes and part.key[0] == "mesh"])
+    if not parts or is_all(trace, node, dims, axes):
         return frozenset()
-    parts = frozenset(part for part in node.parts if part.axes & axes and part.key[0] == "mesh")
-    return (
-        parts if is_all(trace, node, (*dims, *(part.dim for part in parts)), axes) else frozenset()
-    )
+    whole = is_all(trace, node, (*dims, *(part.dim for part in parts)), axes)
+    return parts if whole else frozenset()
 
 
 def oriented_by_rows(trace: Any, t: Term, vectors: Dims) -> bool:

@@ -160,7 +160,7 @@ class Value:
             shape=shape,
             varies=f(self.varies),
             terms=tuple([t.moved(f) for t in self.terms]),
-            echoes=regrouped((e.moved(f), ps) for e, ps in self.echoes.items()),
+            echoes=regrouped([(e.moved(f), ps) for e, ps in self.echoes.items()]),
             counts=None if self.counts is None else f(self.counts),
             one_hot=None if self.one_hot is None else f(self.one_hot),
         )
@@ -191,6 +191,8 @@ class Value:
 
 def regrouped(echoes: Iterable[tuple[Echo, frozenset[int]]]) -> Echoes:
     """Echoes that came out equal, together; and without those that have no digits left."""
+    if not echoes:
+        return {}
     result: dict[Echo, frozenset[int]] = {}
     origins: dict[Echo, list[Echo]] = {}
     for e, params in echoes:
