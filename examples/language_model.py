@@ -143,7 +143,7 @@ class Program:
         model = Transformer(size)
         tokens = np.zeros((2, size.context), np.int32)
 
-        def forward(params, tokens):
+        def forward(params, tokens) -> Any:
             return model.apply({"params": params}, tokens)
 
         def init(key):
@@ -195,9 +195,8 @@ class Program:
         @jax.jit
         def train(arm, lr, decay, stretch, carry, batches):
             """Takes a step for each batch; returns the mean fractions that GC would remove."""
-            tx = transformation(
-                arm, lr, decay, stretch, jax.random.key(0)
-            )  # a key is for init alone
+            # The random directions are in the state: the key is for init alone.
+            tx = transformation(arm, lr, decay, stretch, jax.random.key(0))
 
             def step(carry, batch):
                 params, state = carry
