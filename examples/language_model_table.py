@@ -219,13 +219,12 @@ def draw(rows, path):
             for arm in those:
                 difference = 1000 * (curves(arms[arm]) - curves(arms[BASELINE]))
                 mean, half = np.transpose([mean_and_half(values) for values in difference.T])
-                ax.plot(at, mean, label=arm, lw=1.2, **look_of(arm))
+                ax.plot(at, mean, lw=1.2, **look_of(arm))
                 band = dict(color=look_of(arm)["color"], alpha=0.2, lw=0)
                 ax.fill_between(at, mean - half, mean + half, **band)
             ax.axhline(0, color="black", lw=0.8)
             ax.set_title(f"{place} the optimizer: minus no GC, 95 % intervals", fontsize=9)
             ax.set_ylabel("thousandths of a nat a byte", fontsize=8)
-            ax.legend(fontsize=7.5, frameon=False)
         for ax in (top, *below):
             ax.tick_params(labelsize=8)
             ax.yaxis.set_major_locator(MaxNLocator(5))

@@ -237,6 +237,27 @@ def test_the_page_has_the_table_that_the_script_makes_from_the_committed_rows():
     assert study_table.insert(page, table) == page
 
 
+def test_the_page_quotes_the_committed_rows():
+    page = " ".join((ROOT / "docs" / "language_model.md").read_text(encoding="utf-8").split())
+    arms = language_model_table.tested(language_model_table.read(COMMITTED))["AdamW"]
+    plain = language_model_table.curves(arms["no GC"])
+    for arm, point, before in (
+        ("GC after", -1, "After 160 steps the test loss was lower by"),
+        ("random after", -1, "(control: higher by"),
+        ("GC before", 2, "After 48 steps it was ahead, by"),
+        ("random before", 2, "(control: behind by"),
+        ("GC before", -1, "At the end its loss was higher by"),
+        ("random before", -1, "(control: higher by"),
+    ):
+        differences = (language_model_table.curves(arms[arm]) - plain)[:, point]
+        low, high = stats.ttest_1samp(differences, 0).confidence_interval()
+        sign = -1 if "lower" in before or "ahead" in before else 1
+        assert sign * (low + high) > -1e-3
+        assert f"{before} {sign * (low + high) / 2:.3f} ± {(high - low) / 2:.3f}" in page
+    removed = language_model_table.curves(arms["no GC"], "gradient").mean(axis=0)
+    assert f"{removed[0]:.2f} of its norm at the start and {removed[-1]:.2f} at the end" in page
+
+
 def test_a_folder_that_does_not_exist_is_refused_with_the_fix(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["", "--csv", "no/such/folder/rows.csv"])
     with pytest.raises(SystemExit, match="2"):
