@@ -17,7 +17,7 @@ PYTHONS = ["3.11", "3.12", "3.13"]
 FLOOR = ["jax==0.7.2", "jaxlib==0.7.2", "optax==0.2.6", "flax==0.12.0"]
 NEWEST = ["jax", "jaxlib", "optax", "flax"]
 # Run once, on README's Python: they are measurements of learning, long, and say nothing of JAX.
-LONG = ["tests/test_notebooks.py", "tests/test_examples.py"]
+LONG = ["tests/test_notebooks.py", "tests/test_examples.py", "tests/test_language_model.py"]
 # They hold the trace against itself, on README's Python.
 REFEREES = [
     "tests/test_trace_forgetting.py",

@@ -30,7 +30,9 @@ class Arm(NamedTuple):
     applies: Callable[[Any], bool] = lambda params: True
 
 
-def project_out_random(key: jax.Array) -> optax.GradientTransformation:
+def project_out_random(
+    key: jax.Array, axes: Any = optax_gc.axes_from_rank
+) -> optax.GradientTransformation:
     """Removes from each unit's gradient what lies along a random direction of its fan-in.
 
     GC removes what lies along e = 1/√M. This is the control: as much is removed, elsewhere. The
@@ -38,7 +40,7 @@ def project_out_random(key: jax.Array) -> optax.GradientTransformation:
     """
 
     def init(params):
-        labels = optax_gc.axes_from_rank(params)
+        labels = axes(params) if callable(axes) else axes
         leaves, structure = jax.tree.flatten(params)
         keys = jax.tree.unflatten(structure, list(jax.random.split(key, len(leaves))))
 
@@ -49,7 +51,7 @@ def project_out_random(key: jax.Array) -> optax.GradientTransformation:
         return jax.tree.map(direction, params, labels, keys)
 
     def update(updates, state, params=None):
-        labels = optax_gc.axes_from_rank(updates)
+        labels = axes(updates) if callable(axes) else axes
 
         def project(g, axes, r):
             return g - r * (r * g).sum(axes, keepdims=True) if axes else g
