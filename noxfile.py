@@ -18,7 +18,7 @@ FLOOR = ["jax==0.7.2", "jaxlib==0.7.2", "optax==0.2.6", "flax==0.12.0"]
 NEWEST = ["jax", "jaxlib", "optax", "flax"]
 # Run once, on README's Python: they are measurements of learning, long, and say nothing of JAX.
 LONG = ["tests/test_notebooks.py", "tests/test_examples.py", "tests/test_language_model.py"]
-# They hold the trace against itself, on README's Python.
+# They hold the trace against itself, on the newest JAX of both Pythons.
 REFEREES = [
     "tests/test_trace_forgetting.py",
     "tests/test_trace_respelling.py",
@@ -58,7 +58,7 @@ def tests(session: nox.Session, versions: list[str]) -> None:
 @nox.session(python=PYTHONS[-1])
 def newest(session: nox.Session) -> None:
     """Everything but what is long, on the newest Python and the newest JAX, which needs it."""
-    _run(session, NEWEST, *_without(LONG + REFEREES))
+    _run(session, NEWEST, *_without(LONG))
 
 
 @nox.session(python=PYTHONS)
