@@ -126,7 +126,7 @@ class Graph:
         ]
         stacked = zip(outs[m:], eqn.outvars[m:], strict=True)
         return results + [
-            Node("stack", [y], v.aval, {"loop": loop}, zero=y.zero) for y, v in stacked
+            Node("steps", [y], v.aval, {"loop": loop}, zero=y.zero) for y, v in stacked
         ]
 
 
@@ -301,7 +301,7 @@ class Reader:
         x = linear[0] if linear else None
         if op in ("add_any", "add", "sub", "join", "carry"):
             return [(n, view, state) for n in linear]
-        if op == "stack":
+        if op == "steps":
             if not depends(x, p["loop"]):  # equal in every step, which says nothing
                 unknown = unknown | own(view[0])
             return [(x, view[1:], (unknown, selected, marks, (*loops, (p["loop"], view[0]))))]

@@ -74,6 +74,8 @@ WHOLE = {"pallas_call", "custom_linear_solve", "pure_callback"}
 # Programs of which another spelling is another program to the tracer: weights made for each example
 # and then taken apart could be activations, and what `noinline` hides has no rule.
 KNOWN = ("a mixture of depthwise convolutions", "noinline")
+# The backward program of a lookup by one-hots is that of a dense layer.
+LOOKUPS = ("one-hots", "labels choose")
 # Inputs that are the same for all examples: with one for each, they are rows, not weights.
 SHARED = (
     "noise before a nonlinearity",

@@ -63,6 +63,7 @@ def multiply(trace: Any, a: Value, b: Value, shape: Shape) -> Value:
             loops=a.loops | b.loops,
             one_hot=hot,
             blurred=_blurred((a, b)),
+            unknown=a.unknown or b.unknown,
         )
     a, b = _without_own_sums(a, (b,)), _without_own_sums(b, (a,))
     terms = [*_times(a, b), *_times(b, a)]
@@ -72,7 +73,8 @@ def multiply(trace: Any, a: Value, b: Value, shape: Shape) -> Value:
         terms = [t._replace(unsure=EITHER) for t in terms]
     echoes = regrouped([*_gated(a, b), *_gated(b, a)])
     return tidied(trace, Value(
-        shape, kind, varies, tuple(terms), echoes, seen=a.seen | b.seen, loops=a.loops | b.loops
+        shape, kind, varies, tuple(terms), echoes, seen=a.seen | b.seen, loops=a.loops | b.loops,
+        unknown=a.unknown or b.unknown,
     ), product=True)  # fmt: skip
 
 
@@ -199,7 +201,7 @@ def _product(s: Term, t: Term) -> Term:
         both(s.rows, t.rows),
         both(s.last, t.last),
         s.bent or t.bent,
-        s.curved or t.curved,
+        s.curved or t.curved or len(nodes) < len(s.nodes) + len(t.nodes),
         both(s.picked, t.picked),
         loops=s.loops | t.loops,
         seen=s.seen | t.seen,
@@ -271,11 +273,11 @@ def add(trace: Any, values: Sequence[Value], shape: Shape) -> Value:
     terms = _unrolled(values, terms)
     _check_echoes(trace, values)
     blurred = _blurred(values)
+    unknown = kind == Kind.PARAMETER and any(v.unknown for v in values)
     result = Value(
-        shape, kind, varies, tuple(terms), regrouped(echoes), seen, loops, blurred=blurred
+        shape, kind, varies, tuple(terms), regrouped(echoes), seen, loops, blurred, unknown=unknown
     )
-    unknown = any(map(_is_unknown, values)) or any(t.unsure == EITHER for t in terms)
-    if kind == Kind.PARAMETER and unknown:
+    if unknown:
         result = replace(result, terms=tuple(t._replace(unsure=EITHER) for t in result.terms))
     elif kind == Kind.PARAMETER and len(result.terms) > 1:
         result = _with_evidence(trace, result)
@@ -284,7 +286,7 @@ def add(trace: Any, values: Sequence[Value], shape: Shape) -> Value:
 
 def _is_unknown(value: Value) -> bool:
     """Whether it is made of parameters by an operation that nothing is known about."""
-    return value.kind == Kind.PARAMETER and not (value.terms or value.echoes)
+    return value.kind == Kind.PARAMETER and value.unknown
 
 
 def _unrolled(values: Sequence[Value], terms: list[Term]) -> list[Term]:

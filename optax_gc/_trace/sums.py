@@ -417,7 +417,7 @@ def _why_unclear(s: _Sum, roots: Sequence[int], data: Dims) -> str:
         return t.unsure or t.blurred
     if t.edges and not t.merged:
         from_weight = any(e.how == "used" and met(s.at(e.dims), data) for e in s.value.echoes)
-        if from_weight:
+        if from_weight or s.value.unknown:
             return EITHER
     if t.edges and not has_open_ends(t):
         return EITHER
@@ -501,7 +501,7 @@ def _settled(s: _Sum, fan_in: dict[int, AxisSet], weights: Sequence[int]) -> Res
             record_weight(s.trace, t, i, fan_in[i] | ones, s.alone(i), s.shared(i))
             node = n._replace(dims=without(s.blank(n.dims), rows))
             left = used(s.trace, t, node, rows)
-            if s.alone(i) and s.shared(i):
+            if not s.dot and s.alone(i) and s.shared(i):  # a dot says itself what a unit is
                 left = left._replace(whole=s.blank(n.dims), fan_in=fan_in[i])
             if of_shards(s.trace, n, s.at(n.dims), s.gone[i]):
                 left = left._replace(pending=PARTLY)  # until it is summed over the shards
@@ -527,12 +527,11 @@ def _sum_echo(
     blank = _blank(over)
     at = lambda dims: tuple([dims[d] for d in over])  # noqa: E731
     gone = axes_of(at(e.dims))
-    more = gone & e.cut if e.whole is None else axes_of(at(e.whole)) - gone
-    if more and e.how == "used":
-        outputs = axes_of(blank(e.whole or e.dims))
-        if not weighted and e.data is None and outputs:
+    more = NONE if e.whole is None else axes_of(at(e.whole)) - gone
+    if e.whole is not None and more:
+        if not weighted and e.data is None and axes_of(blank(e.whole)):
             e = e._replace(pending=SPLIT, fan_in=e.fan_in | more)
-        e = e._replace(whole=None, cut=e.cut - more)
+        e = e._replace(whole=None)
     if not gone:
         return e
     rest = e._replace(dims=blank(e.dims))

@@ -149,6 +149,7 @@ class Value:
     loops: frozenset[Hashable] = frozenset()  # that it is carried by, or computed from what is
     blurred: str = ""  # made from inputs alone by an operation that is not known, and which
     learned: bool = False  # an activation made of parameters alone, and repeated along a batch
+    unknown: bool = False  # made of parameters by an operation that is not known
     counts: Dims | None = None  # an iota, and along which dimensions
     one_hot: Dims | None = None  # along which dimensions it has a single one
     number: int | None = None  # a scalar integer that is known

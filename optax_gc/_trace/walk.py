@@ -172,7 +172,13 @@ class Walk:
         # It might be a one-hot, which looks rows up instead of being summed with a weight.
         blurred = "" if seen else why
         return [
-            replace(constant(shape_of(v), kind), loops=loops, seen=seen, blurred=blurred)
+            replace(
+                constant(shape_of(v), kind),
+                loops=loops,
+                seen=seen,
+                blurred=blurred,
+                unknown=seen > 0,
+            )
             for v in eqn.outvars
         ]
 
