@@ -390,6 +390,14 @@ OPTIONS = {
         lambda: diagnostics.norms(GRADS, specs={"w": "x", "b": PartitionSpec()}),
         "jax.sharding.PartitionSpec",
     ),
+    "norms with specs that name a mesh axis": (
+        lambda: diagnostics.norms(GRADS, specs="x"),
+        "jax.sharding.PartitionSpec",
+    ),
+    "norms with specs of some": (
+        lambda: diagnostics.norms(GRADS, specs={"w": PartitionSpec("x")}),
+        "no entry for 'b'",
+    ),
     "centralize with specs of too many": (
         lambda: centralize(specs=PartitionSpec("x", "y", "z")).init(PARAMS),
         "at most",

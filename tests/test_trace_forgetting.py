@@ -18,8 +18,8 @@ from optax_gc._trace.rules import RULES
 
 EVERYTHING = bool(os.environ.get("OPTAX_GC_EVERYTHING"))
 PER_RULE = 12  # programs in which each rule is forgotten
-# A weight for each example and each step of a loop has the rows of an activation, for which something
-# unknown takes it.
+# A weight for each example and each step of a loop has as many rows as an activation, and is taken
+# for one by what has no rule.
 ROWS = "experts mixed in one step of a scan"
 
 

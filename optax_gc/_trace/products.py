@@ -11,7 +11,7 @@ import itertools
 import operator
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .digits import NONE, Dims, Shape, besides, foreign, has_axes, met, repeats, vary
 from .uses import (
@@ -24,6 +24,9 @@ from .uses import (
     with_slices_joined,
 )
 from .values import CONSTANT, Echo, Kind, Node, Term, Value, once, own_axes, regrouped
+
+if TYPE_CHECKING:
+    from .walk import Walk
 
 MOST_TERMS = 24
 
@@ -42,7 +45,7 @@ def aligned(value: Value, shape: Shape) -> Value:
     return value.moved(stretch, shape)
 
 
-def multiply(trace: Any, a: Value, b: Value, shape: Shape) -> Value:
+def multiply(trace: "Walk", a: Value, b: Value, shape: Shape) -> Value:
     """The product of two values."""
     if a is b and (a.terms or a.echoes):
         return bend(trace, (a,), shape)
@@ -228,7 +231,7 @@ def absorbs(t: Term, statistic: Term) -> bool:
     return len(t.nodes) == 1 and mixed <= own_axes(t.nodes[0])
 
 
-def add(trace: Any, values: Sequence[Value], shape: Shape) -> Value:
+def add(trace: "Walk", values: Sequence[Value], shape: Shape) -> Value:
     """The sum of values, or one value made of parts of several."""
     values = [aligned(v, shape) for v in values]
     values = [_without_own_sums(v, [o for o in values if o is not v]) for v in values]
@@ -310,7 +313,7 @@ def _unrolled(values: Sequence[Value], terms: list[Term]) -> list[Term]:
     ]
 
 
-def _check_echoes(trace: Any, values: Sequence[Value]) -> None:
+def _check_echoes(trace: "Walk", values: Sequence[Value]) -> None:
     """Refuses what a sum makes unclear of parameters whose use was known."""
     for v, other in itertools.permutations(values, 2):
         if other.kind != Kind.DATA:
@@ -333,7 +336,7 @@ def _check_echoes(trace: Any, values: Sequence[Value]) -> None:
                             trace.refuse(p, why)
 
 
-def _with_evidence(trace: Any, value: Value) -> Value:
+def _with_evidence(trace: "Walk", value: Value) -> Value:
     """A sum of parameters: a product plus a vector is an activation, plus a matrix an update."""
     vectors = [t for t in value.terms if t.is_image and repeats(t.nodes[0].dims)]
     full = [t for t in value.terms if t.is_image and not repeats(t.nodes[0].dims)]
@@ -360,7 +363,7 @@ def _with_evidence(trace: Any, value: Value) -> Value:
 
 
 def added(
-    trace: Any, t: Term, rows: Dims, echoes: Sequence[tuple[Echo, frozenset[int]]] = ()
+    trace: "Walk", t: Term, rows: Dims, echoes: Sequence[tuple[Echo, frozenset[int]]] = ()
 ) -> list[Any]:
     """The echoes of a term of parameters that is added to data.
 
@@ -387,7 +390,7 @@ def added(
     return [(echo, frozenset({node.param}))]
 
 
-def bend(trace: Any, values: Sequence[Value], shape: Shape) -> Value:
+def bend(trace: "Walk", values: Sequence[Value], shape: Shape) -> Value:
     """A nonlinear function of values, position by position."""
     values = [aligned(v, shape) for v in values]
     kind = max(v.kind for v in values)
@@ -401,7 +404,7 @@ def bend(trace: Any, values: Sequence[Value], shape: Shape) -> Value:
     return bent(trace, value)
 
 
-def bent(trace: Any, value: Value) -> Value:
+def bent(trace: "Walk", value: Value) -> Value:
     """The value after something nonlinear was done to it."""
     value = with_slices_joined(trace, value)
     if value.kind != Kind.DATA:
@@ -448,7 +451,7 @@ def axes(e: Echo) -> frozenset[int]:
     return own_axes(Node(0, e.dims))
 
 
-def tidied(trace: Any, value: Value, product: bool = False) -> Value:
+def tidied(trace: "Walk", value: Value, product: bool = False) -> Value:
     """Each term once, and none that is a statistic of another."""
     terms = once(value.terms) if len(value.terms) > 1 else value.terms
     if len(terms) > 1:
@@ -474,7 +477,7 @@ def tidied(trace: Any, value: Value, product: bool = False) -> Value:
     return value if terms == value.terms else replace(value, terms=terms)
 
 
-def join(trace: Any, values: Sequence[Value]) -> Value:
+def join(trace: "Walk", values: Sequence[Value]) -> Value:
     """What is known of a value that may be any of `values`."""
     first, *others = values
     for other in others:

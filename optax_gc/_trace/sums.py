@@ -6,7 +6,7 @@ are read as that, so that one rule decides every contraction however it is spell
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .digits import (
     NONE,
@@ -39,12 +39,15 @@ from .uses import (
 )
 from .values import CONSTANT, Echo, Kind, Term, Value, own_axes, regrouped
 
+if TYPE_CHECKING:
+    from .walk import Walk
+
 Onto = Sequence[int | None]
 PARTLY = "only a part of one of its axes is contracted, or in an order that was lost"
 
 
 def contract(
-    trace: Any, a: Value, b: Value, a_onto: Onto, b_onto: Onto, shape: Shape, n: int
+    trace: "Walk", a: Value, b: Value, a_onto: Onto, b_onto: Onto, shape: Shape, n: int
 ) -> Value:
     """The product of two values, summed over all but its first dimensions.
 
@@ -90,7 +93,7 @@ def project(value: Value, onto: Onto, shape: Shape) -> Value:
 
 
 def _with_rows(
-    trace: Any, a: Value, a_onto: Onto, b: Value, b_onto: Onto, shape: Shape, n: int
+    trace: "Walk", a: Value, a_onto: Onto, b: Value, b_onto: Onto, shape: Shape, n: int
 ) -> tuple[Value, Value]:
     """Which of two values made of parameters is an activation, if one shows it."""
 
@@ -108,7 +111,7 @@ def _with_rows(
     return a, b
 
 
-def _outer(trace: Any, sides: Sequence[Value], shape: Shape, n: int) -> Value:
+def _outer(trace: "Walk", sides: Sequence[Value], shape: Shape, n: int) -> Value:
     """A product without a sum. A weight that is contracted here has a fan-in of one: none."""
     a, b = sides
     echoes: list[Any] = []
@@ -131,7 +134,7 @@ def _outer(trace: Any, sides: Sequence[Value], shape: Shape, n: int) -> Value:
 
 
 def summed(
-    trace: Any,
+    trace: "Walk",
     value: Value,
     over: Sequence[int],
     keep: Callable[[Dims], Dims],
@@ -195,7 +198,9 @@ def _blank(over: Sequence[int]) -> Callable[[Dims], Dims]:
 class _Sum:
     """A sum of one term along some dimensions."""
 
-    def __init__(self, trace: Any, value: Value, t: Term, over: Sequence[int], dot: bool) -> None:
+    def __init__(
+        self, trace: "Walk", value: Value, t: Term, over: Sequence[int], dot: bool
+    ) -> None:
         self.trace, self.value, self.t, self.over, self.dot = trace, value, t, over, dot
         self.blank = _blank(over)
         self.gone = [axes_of(self.at(n.dims)) for n in t.nodes]
@@ -521,7 +526,7 @@ def _lacks(s: _Sum, i: int) -> AxisSet:
 
 
 def _sum_echo(
-    trace: Any, e: Echo, params: frozenset[int], over: Sequence[int], weighted: bool
+    trace: "Walk", e: Echo, params: frozenset[int], over: Sequence[int], weighted: bool
 ) -> Echo:
     """An activation summed over digits of a parameter: refused if it is used as a weight is."""
     blank = _blank(over)
@@ -572,6 +577,6 @@ def _sum_echo(
     return rest
 
 
-def _refuse_echo(trace: Any, params: frozenset[int], axes: AxisSet, why: str) -> None:
+def _refuse_echo(trace: "Walk", params: frozenset[int], axes: AxisSet, why: str) -> None:
     for p in params:
         trace.refuse(p, why, axes)

@@ -7,10 +7,13 @@ where they come in: on that side of a parameter lies its fan-in, on the others i
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .digits import NONE, AxisSet, Dims, axes_of, besides, is_whole, met, varying, without
 from .values import CONSTANT, Echo, Kind, Node, Part, Term, Value, own_axes, regrouped
+
+if TYPE_CHECKING:
+    from .walk import Walk
 
 SPLIT = "its products with data are summed over what the data shares with it, later than the rest"
 EITHER = "contracted with another parameter, and either may be the weight"
@@ -44,7 +47,7 @@ def directed(t: Term, sources: Mapping[int, AxisSet]) -> dict[int, AxisSet] | No
 
 
 def record_weight(
-    trace: Any, t: Term, i: int, fan_in: AxisSet, alone: AxisSet, shared: AxisSet = NONE
+    trace: "Walk", t: Term, i: int, fan_in: AxisSet, alone: AxisSet, shared: AxisSet = NONE
 ) -> None:
     """Notes that a node is a weight.
 
@@ -62,12 +65,12 @@ def record_weight(
     trace.use(p, "weight", axes=fan_in, outputs=outputs, batch=long - fan_in - (outputs - shared))
 
 
-def is_all(trace: Any, node: Node, dims: Dims, axes: Iterable[int]) -> bool:
+def is_all(trace: "Walk", node: Node, dims: Dims, axes: Iterable[int]) -> bool:
     """Whether `dims` run over every index of each of some axes."""
     return all(is_whole(dims, a, trace.shapes[node.param][a]) for a in axes)
 
 
-def of_shards(trace: Any, node: Node, dims: Dims, axes: AxisSet) -> frozenset[Part]:
+def of_shards(trace: "Walk", node: Node, dims: Dims, axes: AxisSet) -> frozenset[Part]:
     """The parts that a shard lacks to run over every index of each of some axes."""
     parts = frozenset([part for part in node.parts if part.axes & axes and part.key[0] == "mesh"])
     if not parts or is_all(trace, node, dims, axes):
@@ -76,7 +79,7 @@ def of_shards(trace: Any, node: Node, dims: Dims, axes: AxisSet) -> frozenset[Pa
     return parts if whole else frozenset()
 
 
-def oriented_by_rows(trace: Any, t: Term, vectors: Dims) -> bool:
+def oriented_by_rows(trace: "Walk", t: Term, vectors: Dims) -> bool:
     """Reads a product of parameters as an activation, if vectors that are added to it say so.
 
     A vector is the same for all rows, so that what the rows belong to is no weight.
@@ -100,7 +103,7 @@ def oriented_by_rows(trace: Any, t: Term, vectors: Dims) -> bool:
     return True
 
 
-def record_directed(trace: Any, t: Term, fan_in: Mapping[int, AxisSet]) -> None:
+def record_directed(trace: "Walk", t: Term, fan_in: Mapping[int, AxisSet]) -> None:
     """Notes the weights of a product of parameters that makes an activation.
 
     Args:
@@ -126,7 +129,7 @@ def record_directed(trace: Any, t: Term, fan_in: Mapping[int, AxisSet]) -> None:
             trace.use(t.nodes[i].param, "elementwise")
 
 
-def with_slices_joined(trace: Any, value: Value, final: bool = True) -> Value:
+def with_slices_joined(trace: "Walk", value: Value, final: bool = True) -> Value:
     """Reads a sum of products of different slices with data as the contraction that it is.
 
     Args:
@@ -164,7 +167,7 @@ def with_slices_joined(trace: Any, value: Value, final: bool = True) -> Value:
     return replace(value, terms=terms, echoes=regrouped(echoes))
 
 
-def contracted(trace: Any, t: Term, fan_in: AxisSet) -> tuple[Echo, frozenset[int]]:
+def contracted(trace: "Walk", t: Term, fan_in: AxisSet) -> tuple[Echo, frozenset[int]]:
     """Notes that a product of one parameter and data is summed over axes it does not show."""
     node = t.nodes[0]
     assert t.data is not None
@@ -173,7 +176,7 @@ def contracted(trace: Any, t: Term, fan_in: AxisSet) -> tuple[Echo, frozenset[in
     return used(trace, t, node, t.data), frozenset({node.param})
 
 
-def used(trace: Any, t: Term, node: Node, rows: Dims) -> Echo:
+def used(trace: "Walk", t: Term, node: Node, rows: Dims) -> Echo:
     """What is left of a weight in the product of a contraction."""
     return Echo(
         "used",
@@ -206,7 +209,7 @@ def flowing_to(t: Term, last: int) -> dict[int, AxisSet] | None:
     return {i: summed_axes(t, i) - to_last.get(i, NONE) for i in range(len(t.nodes))}
 
 
-def settle_lookup(trace: Any, t: Term) -> None:
+def settle_lookup(trace: "Walk", t: Term) -> None:
     """Notes that rows that data chose are part of an activation."""
     for i, n in enumerate(t.nodes):
         if not t.edges:
@@ -223,7 +226,7 @@ def has_open_ends(t: Term) -> bool:
     return all(own_axes(t.nodes[i]) for i in ends)
 
 
-def refuse_pair(trace: Any, t: Term, i: int) -> None:
+def refuse_pair(trace: "Walk", t: Term, i: int) -> None:
     """Notes that a node is contracted with others, of which any may be the weight."""
     near = [(j, axes) for edge in t.edges if i in dict(edge) for j, axes in edge]
     partners = frozenset((t.nodes[j].param, axes) for j, axes in near if j not in (i, CONSTANT))
@@ -231,7 +234,7 @@ def refuse_pair(trace: Any, t: Term, i: int) -> None:
 
 
 def as_activation(
-    trace: Any, value: Value, over: Sequence[int] = (), repeated: bool = False
+    trace: "Walk", value: Value, over: Sequence[int] = (), repeated: bool = False
 ) -> Value:
     """A value made of parameters alone that turned out to be an activation.
 

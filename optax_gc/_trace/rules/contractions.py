@@ -4,20 +4,23 @@ Each says which dimensions of its operands go where in their product, and which 
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..digits import Dims, Shape, axes_of, repeats, reshape
 from ..jaxprs import shape_of
 from ..sums import contract
 from ..values import Kind, Node, Part, Value
 
+if TYPE_CHECKING:
+    from ..walk import Walk
 
-def dot_general(trace: Any, eqn: Any, a: Value, b: Value) -> Value:
+
+def dot_general(trace: "Walk", eqn: Any, a: Value, b: Value) -> Value:
     """A product of matrices or tensors: every einsum, attention, dense layer."""
     return _dot(trace, a, b, eqn.params["dimension_numbers"], (), shape_of(eqn.outvars[0]))
 
 
-def ragged_dot(trace: Any, eqn: Any, a: Value, b: Value, sizes: Value) -> Value:
+def ragged_dot(trace: "Walk", eqn: Any, a: Value, b: Value, sizes: Value) -> Value:
     """A product whose rows choose their matrix: experts. The groups are a batch of matrices."""
     numbers = eqn.params["ragged_dot_dimension_numbers"]
     (a_contracted, _), _ = numbers.dot_dimension_numbers
@@ -28,7 +31,7 @@ def ragged_dot(trace: Any, eqn: Any, a: Value, b: Value, sizes: Value) -> Value:
 
 
 def _dot(
-    trace: Any, a: Value, b: Value, numbers: Any, groups: tuple[int, ...], shape: Shape
+    trace: "Walk", a: Value, b: Value, numbers: Any, groups: tuple[int, ...], shape: Shape
 ) -> Value:
     (a_sum, b_sum), (a_batch, b_batch) = ((tuple(x), tuple(y)) for x, y in numbers)
     a_free = [d for d in range(len(a.shape)) if d not in (*a_sum, *a_batch)]
@@ -55,7 +58,7 @@ def _one_of(value: Value, groups: tuple[int, ...], key: Any) -> Value:
     return replace(value.moved(seen, value.shape), terms=terms)
 
 
-def conv_general_dilated(trace: Any, eqn: Any, image: Value, kernel: Value) -> Value:
+def conv_general_dilated(trace: "Walk", eqn: Any, image: Value, kernel: Value) -> Value:
     """A convolution: the kernel's window and input features are contracted.
 
     Groups are a batch: the output features (and of the two operands' others, the input features or

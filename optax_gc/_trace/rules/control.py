@@ -4,7 +4,7 @@ import functools
 import operator
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import jaxprs
 from ..digits import NONE, VARYING, Dim, Dims, Factor, Shape, axes_of, foreign, has_axes, lost, met
@@ -15,16 +15,19 @@ from ..sums import summed
 from ..values import Kind, Node, Part, Term, Value, once, own_axes, regrouped
 from .slicing import whole_hot
 
+if TYPE_CHECKING:
+    from ..walk import Walk
+
 _MOST_PASSES = 50
 APART = "a product of it with constants is taken apart by a loop"
 
 
-def call(trace: Any, eqn: Any, *values: Value) -> list[Value]:
+def call(trace: "Walk", eqn: Any, *values: Value) -> list[Value]:
     """A function called as it is: jit, remat."""
     return trace.run(jaxprs.body(eqn), values, trace.live_outputs(eqn))
 
 
-def custom(trace: Any, eqn: Any, *values: Value) -> list[Value]:
+def custom(trace: "Walk", eqn: Any, *values: Value) -> list[Value]:
     """A function with a derivative rule of its own, taken for what it computes.
 
     The rule may pass gradients where the body would not (rounding, integers), so all of the body
@@ -43,7 +46,7 @@ def custom(trace: Any, eqn: Any, *values: Value) -> list[Value]:
         return trace.run(body, values, outs)
 
 
-def scan(trace: Any, eqn: Any, *values: Value) -> list[Value]:
+def scan(trace: "Walk", eqn: Any, *values: Value) -> list[Value]:
     """A loop over the leading axis: layers, or time. What it slices there is a batch axis."""
     loop, key = jaxprs.loop(eqn), ("loop", trace.path)
     consts, init = values[: loop.n_consts], values[loop.carry]
@@ -97,7 +100,7 @@ def _sliced(x: Value, key: Hashable) -> Value:
 
 
 def _fixpoint(
-    trace: Any, step: Any, init: Sequence[Value], key: Hashable, length: int = 0
+    trace: "Walk", step: Any, init: Sequence[Value], key: Hashable, length: int = 0
 ) -> tuple[list[Value], list[Value]]:
     """What is known of carried values after any number of steps; uses are those of the last pass.
 
@@ -142,7 +145,7 @@ def _equal(a: Sequence[Value], b: Sequence[Value]) -> bool:
 
 
 def _summed_by_loop(
-    trace: Any, value: Value, before: set[Part], key: Any, length: int, seen: int
+    trace: "Walk", value: Value, before: set[Part], key: Any, length: int, seen: int
 ) -> Value:
     """A product of data and a slice that is added up by the loop is a contraction in disguise.
 
@@ -257,7 +260,7 @@ def _stacked(y: Value, shape: Shape, key: Hashable, length: int) -> Value:
     return replace(moved, varies=(along, *y.varies), terms=terms, echoes=echoes, loops=loops)
 
 
-def while_(trace: Any, eqn: Any, *values: Value) -> list[Value]:
+def while_(trace: "Walk", eqn: Any, *values: Value) -> list[Value]:
     """A loop that ends on a condition, through which no gradient flows."""
     loop = jaxprs.while_loop(eqn)
     n, m = loop.n_cond, loop.n_body
@@ -272,7 +275,7 @@ def while_(trace: Any, eqn: Any, *values: Value) -> list[Value]:
     return _fixpoint(trace, step, init, ("loop", trace.path))[0]
 
 
-def cond(trace: Any, eqn: Any, which: Value, *values: Value) -> list[Value]:
+def cond(trace: "Walk", eqn: Any, which: Value, *values: Value) -> list[Value]:
     """A choice of branch; a parameter that data chooses is gated by it."""
     outer, results = trace.path, []
     for i, branch in enumerate(jaxprs.branches(eqn)):

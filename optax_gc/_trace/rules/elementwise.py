@@ -3,42 +3,45 @@
 import operator
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..digits import foreign, has_axes
 from ..jaxprs import shape_of
 from ..products import add, aligned, bend, bent, multiply
 from ..values import Kind, Value, constant
 
+if TYPE_CHECKING:
+    from ..walk import Walk
 
-def unary(trace: Any, eqn: Any, value: Value) -> Value:
+
+def unary(trace: "Walk", eqn: Any, value: Value) -> Value:
     """A linear operation on one value: every axis, and a one-hot, stays what it is."""
     return value
 
 
-def nonlinear(trace: Any, eqn: Any, *values: Value) -> Value:
+def nonlinear(trace: "Walk", eqn: Any, *values: Value) -> Value:
     """Anything else position by position: axes stay, but products are activations from here on."""
     return _with_number(eqn, bend(trace, values, shape_of(eqn.outvars[0])), values)
 
 
-def add_(trace: Any, eqn: Any, *values: Value) -> Value:
+def add_(trace: "Walk", eqn: Any, *values: Value) -> Value:
     """A sum: a bias, a residual, a low-rank update, noise."""
     return _with_number(eqn, add(trace, values, shape_of(eqn.outvars[0])), values)
 
 
-def mul(trace: Any, eqn: Any, a: Value, b: Value) -> Value:
+def mul(trace: "Walk", eqn: Any, a: Value, b: Value) -> Value:
     """A product: a scale, a gate, a mask, modulation, or half of a contraction."""
     return _with_number(eqn, multiply(trace, a, b, shape_of(eqn.outvars[0])), (a, b))
 
 
-def div(trace: Any, eqn: Any, a: Value, b: Value) -> Value:
+def div(trace: "Walk", eqn: Any, a: Value, b: Value) -> Value:
     """A quotient, linear in the numerator alone."""
     shape = shape_of(eqn.outvars[0])
     below = b if b.kind == Kind.CONSTANT or not (b.terms or b.echoes) else bent(trace, b)
     return _with_number(eqn, multiply(trace, a, below, shape), (a, b))
 
 
-def select_n(trace: Any, eqn: Any, which: Value, *cases: Value) -> Value:
+def select_n(trace: "Walk", eqn: Any, which: Value, *cases: Value) -> Value:
     """A choice: a mask where the cases are no data, else one value put in the place of another."""
     shape = shape_of(eqn.outvars[0])
     if which.number is not None:
@@ -50,7 +53,7 @@ def select_n(trace: Any, eqn: Any, which: Value, *cases: Value) -> Value:
     return chosen
 
 
-def equal(trace: Any, eqn: Any, a: Value, b: Value) -> Value:
+def equal(trace: "Walk", eqn: Any, a: Value, b: Value) -> Value:
     """A comparison; with an iota along an axis where the other repeats, a one-hot."""
     shape = shape_of(eqn.outvars[0])
     result = nonlinear(trace, eqn, a, b)
@@ -69,24 +72,24 @@ def equal(trace: Any, eqn: Any, a: Value, b: Value) -> Value:
     return result
 
 
-def identity(trace: Any, eqn: Any, *values: Value) -> list[Value]:
+def identity(trace: "Walk", eqn: Any, *values: Value) -> list[Value]:
     """Several values, each unchanged: barriers, and collectives over replicated parameters."""
     return list(values)
 
 
-def stop_gradient(trace: Any, eqn: Any, value: Value) -> Value:
+def stop_gradient(trace: "Walk", eqn: Any, value: Value) -> Value:
     """A constant from here on, unless a custom derivative rule is free to ignore it."""
     return value if trace.everything else value.without_gradient()
 
 
-def random_bits(trace: Any, eqn: Any, *values: Value) -> Value:
+def random_bits(trace: "Walk", eqn: Any, *values: Value) -> Value:
     """Randomness: a constant, whatever its key, or the data of a model that has no other."""
     shape = shape_of(eqn.outvars[0])
     kind = Kind.DATA if trace.constants_are_data else Kind.CONSTANT
     return constant(shape, kind)
 
 
-def random_key(trace: Any, eqn: Any, *values: Value) -> list[Value]:
+def random_key(trace: "Walk", eqn: Any, *values: Value) -> list[Value]:
     """Random keys, which are constants."""
     return [constant(shape_of(v)) for v in eqn.outvars]
 

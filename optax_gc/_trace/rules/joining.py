@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..digits import NONE, VARYING, Dims, Shape, axes_of, is_whole, lost
 from ..jaxprs import shape_of
@@ -10,13 +10,16 @@ from ..products import add, aligned, multiply
 from ..values import Kind, Node, Value, constant, regrouped
 from .slicing import whole_hot
 
+if TYPE_CHECKING:
+    from ..walk import Walk
 
-def concatenate(trace: Any, eqn: Any, *values: Value) -> Value:
+
+def concatenate(trace: "Walk", eqn: Any, *values: Value) -> Value:
     """Values one after another: each keeps its axes whole, at an offset."""
     return join_along(trace, values, eqn.params["dimension"], shape_of(eqn.outvars[0]))
 
 
-def stack(trace: Any, eqn: Any, *values: Value) -> Value:
+def stack(trace: "Walk", eqn: Any, *values: Value) -> Value:
     """Values one after another along a new dimension."""
     d, shape = eqn.params["axis"], shape_of(eqn.outvars[0])
 
@@ -27,7 +30,7 @@ def stack(trace: Any, eqn: Any, *values: Value) -> Value:
     return join_along(trace, tuple(v.moved(expand, thin) for v in values), d, shape)
 
 
-def join_along(trace: Any, values: tuple[Value, ...], d: int, shape: Shape) -> Value:
+def join_along(trace: "Walk", values: tuple[Value, ...], d: int, shape: Shape) -> Value:
     """Puts values side by side along dimension `d`, and joins what they have in common."""
     if len(values) == 1:
         return values[0]
@@ -75,7 +78,7 @@ def join_along(trace: Any, values: tuple[Value, ...], d: int, shape: Shape) -> V
     return add(trace, [embed(v) for v in values], shape)
 
 
-def pad(trace: Any, eqn: Any, value: Value, filler: Value) -> Value:
+def pad(trace: "Walk", eqn: Any, value: Value, filler: Value) -> Value:
     """Puts the value into a larger one; what is padded stays whole unless padding is negative."""
     shape, config = shape_of(eqn.outvars[0]), eqn.params["padding_config"]
 
@@ -104,7 +107,7 @@ def pad(trace: Any, eqn: Any, value: Value, filler: Value) -> Value:
 
 
 def dynamic_update_slice(
-    trace: Any, eqn: Any, value: Value, update: Value, *starts: Value
+    trace: "Walk", eqn: Any, value: Value, update: Value, *starts: Value
 ) -> Value:
     """Writes a window, as into a cache: the two are side by side afterwards."""
     for s in starts:
@@ -118,7 +121,7 @@ def dynamic_update_slice(
     return add(trace, (value, update.plain().moved(place, shape)), shape)
 
 
-def scatter(trace: Any, eqn: Any, value: Value, indices: Value, updates: Value) -> Value:
+def scatter(trace: "Walk", eqn: Any, value: Value, indices: Value, updates: Value) -> Value:
     """Writes or adds at indices: positions of what is written are no longer known."""
     shape = shape_of(eqn.outvars[0])
     trace.refuse_all(indices, "a parameter is an index")

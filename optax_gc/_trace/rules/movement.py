@@ -1,11 +1,14 @@
 """Rules for operations that move whole dimensions: reshapes, transposes, repetition."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..digits import VARYING, Dims, Factor, Shape, foreign, reshape
 from ..jaxprs import shape_of
 from ..values import Value
+
+if TYPE_CHECKING:
+    from ..walk import Walk
 
 
 def moves(by: Callable[[Any, Shape], Callable[[Dims], Dims]]) -> Callable[..., Value]:
@@ -15,7 +18,7 @@ def moves(by: Callable[[Any, Shape], Callable[[Dims], Dims]]) -> Callable[..., V
       by: from an equation and the shape of its result to a function of dimensions.
     """
 
-    def rule(trace: Any, eqn: Any, value: Value, *sizes: Value) -> Value:
+    def rule(trace: "Walk", eqn: Any, value: Value, *sizes: Value) -> Value:
         shape = shape_of(eqn.outvars[0])
         return value.moved(by(eqn, shape), shape)
 
@@ -71,7 +74,7 @@ def rev(eqn: Any, shape: Shape) -> Callable[[Dims], Dims]:
     return lambda dims: dims
 
 
-def iota(trace: Any, eqn: Any, *sizes: Value) -> Value:
+def iota(trace: "Walk", eqn: Any, *sizes: Value) -> Value:
     """Counts along one dimension."""
     shape = shape_of(eqn.outvars[0])
     along = tuple(

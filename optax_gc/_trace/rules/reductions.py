@@ -1,7 +1,7 @@
 """Rules for operations on one value that sum, reduce or shuffle some of its dimensions."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..digits import Dims, Shape, axes_of, lost
 from ..jaxprs import shape_of
@@ -9,8 +9,11 @@ from ..products import bent
 from ..sums import summed
 from ..values import Value
 
+if TYPE_CHECKING:
+    from ..walk import Walk
 
-def reduce_(trace: Any, eqn: Any, *values: Value) -> list[Value]:
+
+def reduce_(trace: "Walk", eqn: Any, *values: Value) -> list[Value]:
     """A reduction that drops dimensions."""
     over = eqn.params["axes"] if "axes" in eqn.params else eqn.params["dimensions"]
 
@@ -23,7 +26,7 @@ def reduce_(trace: Any, eqn: Any, *values: Value) -> list[Value]:
     return [summed(trace, v, over, keep, s) for v, s in zip(values, shapes, strict=False)]
 
 
-def shuffled(trace: Any, value: Value, over: Iterable[int], shape: Shape) -> Value:
+def shuffled(trace: "Walk", value: Value, over: Iterable[int], shape: Shape) -> Value:
     """What every element along the dimensions `over` may have come from any other."""
     over = tuple(over)
 
@@ -38,32 +41,32 @@ def shuffled(trace: Any, value: Value, over: Iterable[int], shape: Shape) -> Val
     return value.plain().moved(shuffle, shape)
 
 
-def along_axis(trace: Any, eqn: Any, value: Value) -> Value:
+def along_axis(trace: "Walk", eqn: Any, value: Value) -> Value:
     """A cumulative reduction along one axis."""
     return shuffled(trace, value, (eqn.params["axis"],), shape_of(eqn.outvars[0]))
 
 
-def sort(trace: Any, eqn: Any, *values: Value) -> list[Value]:
+def sort(trace: "Walk", eqn: Any, *values: Value) -> list[Value]:
     """Sorts along one dimension."""
     over = (eqn.params["dimension"],)
     return [shuffled(trace, v, over, v.shape) for v in values]
 
 
-def top_k(trace: Any, eqn: Any, value: Value) -> list[Value]:
+def top_k(trace: "Walk", eqn: Any, value: Value) -> list[Value]:
     """The largest elements along the last dimension (or `axis`), and their indices."""
     over = (eqn.params.get("axis", -1) % len(value.shape),)
     result = shuffled(trace, value, over, shape_of(eqn.outvars[0]))
     return [result, result.without_gradient()]
 
 
-def window(trace: Any, eqn: Any, value: Value, *init: Value) -> Value:
+def window(trace: "Walk", eqn: Any, value: Value, *init: Value) -> Value:
     """A pooling window: shuffles the dimensions it is longer than 1 along."""
     shape, sizes = shape_of(eqn.outvars[0]), eqn.params["window_dimensions"]
     over = [i for i, n in enumerate(sizes) if n > 1 or shape[i] != value.shape[i]]
     return shuffled(trace, value, over, shape)
 
 
-def fft(trace: Any, eqn: Any, value: Value) -> Value:
+def fft(trace: "Walk", eqn: Any, value: Value) -> Value:
     """A Fourier transform of the last dimensions."""
     rank = len(value.shape)
     over = range(rank - len(eqn.params["fft_lengths"]), rank)

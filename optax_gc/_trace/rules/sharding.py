@@ -6,15 +6,18 @@ is contracted over a part of the fan-in is whole once it is summed over the shar
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import jaxprs
 from ..digits import NONE, VARYING, Dims, Factor, axes_of, lost
 from ..jaxprs import Names, shape_of
 from ..values import Node, Part, Value, regrouped
 
+if TYPE_CHECKING:
+    from ..walk import Walk
 
-def shard_map(trace: Any, eqn: Any, *values: Value) -> list[Value]:
+
+def shard_map(trace: "Walk", eqn: Any, *values: Value) -> list[Value]:
     """A function of shards, which puts them together in the end."""
     body, shards = jaxprs.body(eqn), jaxprs.shards(eqn)
     inside = [
@@ -67,7 +70,7 @@ def _halves(dim: tuple[Factor, ...], old: int, new: int) -> tuple[Any, Any]:
     return lost(old // new, axes), lost(new, axes)
 
 
-def _whole(trace: Any, value: Value, shape: tuple[int, ...], split: tuple[Names, ...]) -> Value:
+def _whole(trace: "Walk", value: Value, shape: tuple[int, ...], split: tuple[Names, ...]) -> Value:
     """What the shards make together."""
     for d, names in enumerate(split):
         if names:
@@ -123,7 +126,7 @@ def _glued(outer: Any, inner: Any) -> Factor:
     return inner[0]._replace(size=outer[0].size * inner[0].size)
 
 
-def psum(trace: Any, eqn: Any, *values: Value) -> list[Value]:
+def psum(trace: "Walk", eqn: Any, *values: Value) -> list[Value]:
     """A sum over shards: of activations, and of the parts of a contraction."""
     how = jaxprs.collective(eqn)
     if how.grouped or any(isinstance(axis, int) for axis in how.axes) or _shows(values):
@@ -146,7 +149,7 @@ def _summed(value: Value, names: tuple[Any, ...]) -> Value:
     return replace(value, echoes=regrouped(echoes))
 
 
-def all_gather(trace: Any, eqn: Any, value: Value) -> Value:
+def all_gather(trace: "Walk", eqn: Any, value: Value) -> Value:
     """Every shard gets those of all others."""
     how = jaxprs.collective(eqn)
     if how.grouped or how.dimension is None:
@@ -158,7 +161,7 @@ def all_gather(trace: Any, eqn: Any, value: Value) -> Value:
     return _joined(value, d, tuple(how.axes), shape[d])
 
 
-def reduce_scatter(trace: Any, eqn: Any, value: Value) -> Value:
+def reduce_scatter(trace: "Walk", eqn: Any, value: Value) -> Value:
     """A sum over shards, of which each keeps a part."""
     how, shape = jaxprs.collective(eqn), shape_of(eqn.outvars[0])
     if how.grouped or not how.tiled or how.dimension is None or _shows((value,)):
@@ -167,14 +170,14 @@ def reduce_scatter(trace: Any, eqn: Any, value: Value) -> Value:
     return _shard(_summed(value, how.axes), shape, split)
 
 
-def exchanged(trace: Any, eqn: Any, value: Value) -> Value:
+def exchanged(trace: "Walk", eqn: Any, value: Value) -> Value:
     """Shards change places: activations do, which are as before."""
     if _shows((value,)):
         return trace.opaque(eqn, (value,))[0]
     return value
 
 
-def all_to_all(trace: Any, eqn: Any, value: Value) -> Value:
+def all_to_all(trace: "Walk", eqn: Any, value: Value) -> Value:
     """Shards are split along one dimension and put together along another."""
     how, shape = jaxprs.collective(eqn), shape_of(eqn.outvars[0])
     if how.grouped or any(t.data is None for t in value.terms) or len(shape) != len(value.shape):

@@ -2,14 +2,17 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..digits import Dims, Factor, Shape, axes_of, foreign, has_axes, lost, vary
 from ..jaxprs import shape_of
 from ..values import Kind, Node, Part, Value, regrouped
 
+if TYPE_CHECKING:
+    from ..walk import Walk
 
-def cut(trace: Any, value: Value, shape: Shape, starts: Sequence[Hashable]) -> Value:
+
+def cut(trace: "Walk", value: Value, shape: Shape, starts: Sequence[Hashable]) -> Value:
     """A window of `value`: of a parameter's axis that is cut, only a part is left.
 
     Args:
@@ -79,7 +82,7 @@ def _window(dim: tuple[Factor, ...], size: int) -> tuple[Factor, ...]:
     return lost(size, axes_of((dim,)))
 
 
-def slice_(trace: Any, eqn: Any, value: Value) -> Value:
+def slice_(trace: "Walk", eqn: Any, value: Value) -> Value:
     """A static slice."""
     starts, strides = eqn.params["start_indices"], eqn.params["strides"]
     at = starts if strides is None else tuple(zip(starts, strides, strict=True))
@@ -88,7 +91,7 @@ def slice_(trace: Any, eqn: Any, value: Value) -> Value:
     return cut(trace, value, shape_of(eqn.outvars[0]), at)
 
 
-def split(trace: Any, eqn: Any, value: Value) -> list[Value]:
+def split(trace: "Walk", eqn: Any, value: Value) -> list[Value]:
     """Slices that cover a dimension."""
     axis, results, start = eqn.params["axis"], [], 0
     for var, size in zip(eqn.outvars, eqn.params["sizes"], strict=True):
@@ -98,7 +101,7 @@ def split(trace: Any, eqn: Any, value: Value) -> list[Value]:
     return results
 
 
-def dynamic_slice(trace: Any, eqn: Any, value: Value, *starts: Value) -> Value:
+def dynamic_slice(trace: "Walk", eqn: Any, value: Value, *starts: Value) -> Value:
     """A slice that starts where other values say; a lookup if those are data."""
     shape = shape_of(eqn.outvars[0])
     for s in starts:
@@ -132,7 +135,7 @@ def _picked(value: Value, indices: Dims) -> Value:
     return replace(value, kind=Kind.DATA, varies=vary(value.varies, indices), terms=terms)
 
 
-def gather(trace: Any, eqn: Any, value: Value, indices: Value) -> Value:
+def gather(trace: "Walk", eqn: Any, value: Value, indices: Value) -> Value:
     """A lookup by indices, such as an embedding: rows of the axes that are indexed."""
     shape, numbers = shape_of(eqn.outvars[0]), eqn.params["dimension_numbers"]
     trace.refuse_all(indices, "a parameter is an index")
@@ -200,7 +203,7 @@ def gather(trace: Any, eqn: Any, value: Value, indices: Value) -> Value:
     return result
 
 
-def unstack(trace: Any, eqn: Any, value: Value) -> list[Value]:
+def unstack(trace: "Walk", eqn: Any, value: Value) -> list[Value]:
     """Slices along one dimension, which goes."""
     d = eqn.params["axis"]
     thin = (*value.shape[:d], 1, *value.shape[d + 1 :])
