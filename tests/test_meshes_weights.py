@@ -191,6 +191,8 @@ def test_specs_that_name_no_mesh_axis_are_told_by_diagnostics():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_arrays_are_whole_along_mesh_axes_that_are_left_to_the_compiler(kind):
+    if kind == AxisType.Explicit and jax.__version_info__ < (0, 8):
+        pytest.skip("JAX 0.7 shards no dimension over a manual and an explicit axis")
     w, u = (np.asarray(tree["down"]["kernel"]) for tree in (weights(), gradients()))
     spec, tx = P(("x", "y")), rescale_weights((0,), specs=P(("x", "y")))
 
