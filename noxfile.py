@@ -26,6 +26,8 @@ REFEREES = [
 ]
 # Bounds on what one compiler makes of the library, measured with the newest XLA.
 COMPILED = ["tests/test_overhead.py"]
+# Its examples use what newer versions of Optax have.
+EXAMPLES = ["tests/test_documentation.py"]
 # What the library says without its trace.
 LIBRARY = [
     "tests/test_axes.py",
@@ -52,7 +54,7 @@ def _without(paths: list[str]) -> list[str]:
 @nox.parametrize("versions", [nox.param(FLOOR, id="floor"), nox.param(NEWEST, id="newest")])
 def tests(session: nox.Session, versions: list[str]) -> None:
     """Everything on the newest versions; on the floor, what is neither long nor of one compiler."""
-    _run(session, versions, *(_without(LONG + COMPILED + REFEREES) if versions is FLOOR else []))
+    _run(session, versions, *(_without(LONG + COMPILED + EXAMPLES + REFEREES) if versions is FLOOR else []))
 
 
 @nox.session(python=PYTHONS[-1])
