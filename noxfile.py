@@ -54,7 +54,8 @@ def _without(paths: list[str]) -> list[str]:
 @nox.parametrize("versions", [nox.param(FLOOR, id="floor"), nox.param(NEWEST, id="newest")])
 def tests(session: nox.Session, versions: list[str]) -> None:
     """Everything on the newest versions; on the floor, what is neither long nor of one compiler."""
-    _run(session, versions, *(_without(LONG + COMPILED + EXAMPLES + REFEREES) if versions is FLOOR else []))
+    left_out = LONG + COMPILED + EXAMPLES + REFEREES if versions is FLOOR else []
+    _run(session, versions, *_without(left_out))
 
 
 @nox.session(python=PYTHONS[-1])
