@@ -14,7 +14,6 @@ Results go to a CSV file, a row for each run. What it already has is not run aga
 
 import argparse
 import itertools
-import platform
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -32,6 +31,7 @@ from jax import lax
 from language_model_table import POINTS, REMOVED, key_of
 from muon import BYTES, source_code
 from study_arms import choose, project_out_random
+from study_table import check_folders, check_same, versions_of
 from tqdm import tqdm
 
 import optax_gc
@@ -284,12 +284,11 @@ def runs(size: Size, rows: list[dict[str, Any]]) -> Iterator[Run]:
 
 def provenance(name: str) -> dict[str, str]:
     """What rows must share to be compared."""
-    versions = [f"{library.__name__} {library.__version__}" for library in (jax, flax, optax)]
     settings = [f"{key}={value}" for key, value in SIZES[name]._asdict().items()]
     return {
         "size": name,
         "settings": " ".join(settings),
-        "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
+        "versions": versions_of(jax, flax, optax),
         "device": jax.devices()[0].device_kind,
     }
 
@@ -297,12 +296,9 @@ def provenance(name: str) -> dict[str, str]:
 def finished(path: Path, shared: dict[str, str]) -> list[dict[str, Any]]:
     """Reads the rows that need not be run again; refuses those of another study."""
     rows = language_model_table.read(path) if path.exists() else []
-    for row, (name, mine) in itertools.product(rows, shared.items()):
-        if row[name] != mine:
-            raise SystemExit(
-                f"{path} has a row with {name} {row[name]!r}, and this run has {mine!r}: the two "
-                "cannot be compared. Give another --csv, or delete that file to run it anew."
-            )
+    for row in rows:
+        mend = "Give another --csv, or delete that file to run it anew."
+        check_same(path, row, shared, mend=mend)
     return rows
 
 
@@ -314,8 +310,7 @@ def parse_args() -> argparse.Namespace:
     add("--size", choices=SIZES, default="1M", help="parameters; 10M is for a GPU")
     add("--csv", type=Path, default=here / "language_model.csv", help="results; rows are kept")
     args = parser.parse_args()
-    if not args.csv.parent.is_dir():
-        parser.error(f"--csv is {args.csv}: use a folder that exists")
+    check_folders(parser, csv=args.csv)
     return args
 
 

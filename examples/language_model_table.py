@@ -5,19 +5,25 @@ the two markers in docs/language_model.md and draws a figure for each optimizer,
 committed CSV alone.
 """
 
-import argparse
 import csv
-import os
 import re
 from functools import reduce
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from study_table import LEVEL, group, holm, insert, paired
+from study_table import (
+    LEVEL,
+    group,
+    half_width,
+    holm,
+    lay_out,
+    paired,
+    parse_args,
+    write_page,
+    write_whole,
+)
 
-HERE = Path(__file__).parent
 POINTS = 10  # of each curve
 KEY = ("optimizer", "arm", "phase", "seed", "lr", "decay")
 # The fractions of the gradient, and of the update after the optimizer, that GC would remove; and
@@ -55,13 +61,7 @@ def write(path, rows):
             return value
         return " ".join(f"{v:.6f}" if name == "loss" else f"{v:.3g}" for v in value)
 
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({name: text(name, row[name]) for name in COLUMNS})
-    os.replace(partial, path)
+    write_whole(path, COLUMNS, [{name: text(name, row[name]) for name in COLUMNS} for row in rows])
 
 
 def tested(rows):
@@ -84,12 +84,6 @@ def tested(rows):
 def curves(rows, name="loss"):
     """Returns the curves of an arm, an array (seeds, points)."""
     return np.array([row[name] for row in rows])
-
-
-def mean_and_half(values):
-    """Returns the mean of the values and half the width of its 95 % interval."""
-    mean, low, high, _ = paired(values, np.zeros_like(values))
-    return mean, (high - low) / 2
 
 
 def effects(arms):
@@ -117,7 +111,7 @@ def verdicts(found):
 
 def shown(values, scale=1, digits=3, sign=""):
     """Formats a mean and half the width of its 95 % interval."""
-    mean, half = (scale * x for x in mean_and_half(values))
+    mean, half = scale * np.mean(values), scale * half_width(values)
     return f"{mean:{sign}.{digits}f} ± {half:.{digits}f}".replace("-", "−")
 
 
@@ -130,13 +124,6 @@ def edge(row):
 def setting(row, pattern):
     """Reads one of the settings that a row was run with."""
     return re.search(pattern, row["settings"]).group(1)
-
-
-def lay_out(lines):
-    """Makes a table of Markdown; what is after the first two columns goes to the right."""
-    head, *_ = lines
-    lines = [head, ["---", "---", *["---:"] * (len(head) - 2)], *lines[1:]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def markdown(rows):
@@ -163,7 +150,7 @@ def markdown(rows):
             ms = np.array([float(row["ms"]) for row in some])
             times = "" if arm == BASELINE else shown(ms / base_ms, digits=2)
             inside.append([*line, f"{np.median(ms):.0f}", times])
-    return "\n\n".join([lay_out(ends), lay_out(inside), caption(found)])
+    return "\n\n".join([lay_out(ends, left=2), lay_out(inside, left=2), caption(found)])
 
 
 def caption(found):
@@ -218,7 +205,7 @@ def draw(rows, path):
         for ax, those, place in zip(below, (before, after), ("before", "after"), strict=True):
             for arm in those:
                 difference = 1000 * (curves(arms[arm]) - curves(arms[BASELINE]))
-                mean, half = np.transpose([mean_and_half(values) for values in difference.T])
+                mean, half = difference.mean(axis=0), half_width(difference)
                 ax.plot(at, mean, lw=1.2, **look_of(arm))
                 band = dict(color=look_of(arm)["color"], alpha=0.2, lw=0)
                 ax.fill_between(at, mean - half, mean + half, **band)
@@ -240,17 +227,10 @@ def figure_of(path, optimizer):
 
 def main():
     """Puts the table into its page and draws the figures."""
-    with_defaults = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=with_defaults)
-    add, root = parser.add_argument, HERE.parent
-    add("--csv", type=Path, default=HERE / "language_model.csv", help="language_model.py's results")
-    add("--page", type=Path, default=root / "docs/language_model.md", help="to edit")
-    add("--figure", type=Path, default=root / "images/language_model.png", help="stem of figures")
-    args = parser.parse_args()
+    args = parse_args(__doc__, "language_model", "stem of what to draw")
     rows = read(args.csv)
     draw(rows, args.figure)
-    page = args.page.read_text(encoding="utf-8")
-    args.page.write_text(insert(page, markdown(rows)), encoding="utf-8")
+    write_page(args.page, markdown(rows))
     figures = " and ".join(str(figure_of(args.figure, optimizer)) for optimizer in tested(rows))
     print(f"Wrote {args.page}, {figures} from {args.csv}.")
 

@@ -20,7 +20,6 @@ again. `resnets_table.py` makes the tables and the figure of docs/resnets.md fro
 import argparse
 import itertools
 import os
-import platform
 import time
 from collections.abc import Iterator
 from functools import cache, partial
@@ -37,6 +36,7 @@ from drawings import FIGURES, draw
 from flax import nnx
 from resnets_table import ARMS, BASELINE, CAP, MARKS, NORMS
 from study_arms import choose, project_out_random
+from study_table import check_folders, check_same, versions_of
 from tqdm import tqdm
 
 import optax_gc
@@ -298,12 +298,11 @@ def runs_of(size: Size, norm: str, arm: str, rows: list[dict[str, Any]]) -> Iter
 def provenance(size: Size) -> dict[str, str]:
     """What rows must share to be compared."""
     libraries = (jax, flax, optax, optax_gc)
-    versions = [f"{library.__name__} {library.__version__}" for library in libraries]
     # Not the grid and the seeds: those can grow.
     names = size._fields[: size._fields.index("rates")]
     return {
         "settings": "; ".join(f"{name}={getattr(size, name)}" for name in names),
-        "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
+        "versions": versions_of(*libraries),
         "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores",
     }
 
@@ -311,12 +310,8 @@ def provenance(size: Size) -> dict[str, str]:
 def finished(path: Path, shared: dict[str, str]) -> list[dict[str, Any]]:
     """Reads the rows that need not be run again; refuses those of another study."""
     rows = resnets_table.read(path) if path.exists() else []
-    for row, (name, mine) in itertools.product(rows, shared.items()):
-        if row[name] != mine:
-            raise SystemExit(
-                f"{path} has a row with {name} {row[name]!r}, and this run has {mine!r}: the two "
-                "cannot be compared. Give another --csv."
-            )
+    for row in rows:
+        check_same(path, row, shared)
     return rows
 
 
@@ -333,9 +328,7 @@ def parse_args() -> argparse.Namespace:
     add("--norms", nargs="+", choices=NORMS, default=list(NORMS), help="which nets")
     add("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="which arms")
     args = parser.parse_args()
-    for flag, path in (("--csv", args.csv), ("--figure", args.figure)):
-        if not path.parent.is_dir():
-            parser.error(f"{flag} is {path}: use a folder that exists, or run from the repository")
+    check_folders(parser, csv=args.csv, figure=args.figure)
     return args
 
 

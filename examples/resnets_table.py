@@ -4,18 +4,13 @@ A script of its own, without JAX: `python examples/resnets_table.py` puts the ta
 markers in docs/resnets.md and draws the figure, all from the committed CSV alone.
 """
 
-import argparse
 import csv
 import itertools
-import os
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy import stats
-from study_table import insert, paired
+from study_table import half_width, lay_out, paired, parse_args, write_page, write_whole
 
-HERE = Path(__file__).parent
 NORMS = {"BN": "BatchNorm", "GN": "GroupNorm"}
 BASELINE, CONTROL = "decay", "random direction"
 ARMS = {  # what happens to the kernels that a norm follows, and the colour of it
@@ -56,12 +51,7 @@ def write(path, rows):
             return " ".join(f"{v:.4g}" for v in value)
         return f"{value:.6g}" if isinstance(value, float) else value
 
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: text(row[name]) for name in COLUMNS} for row in rows)
-    os.replace(partial, path)
+    write_whole(path, COLUMNS, [{name: text(row[name]) for name in COLUMNS} for row in rows])
 
 
 def chosen(rows, norm, arm):
@@ -89,11 +79,6 @@ def tested(rows):
             if point == (row["lr"], row["decay"]):
                 runs[row["norm"], name].append(row)
     return {key: of for key, of in runs.items() if len(of) > 1}
-
-
-def half_width(values):
-    """Half the width of the 95 % interval of the mean over seeds, which come first."""
-    return stats.t.ppf(0.975, len(values) - 1) * stats.sem(values, axis=0)
 
 
 def difference(runs, norm, arm, outcome, base=BASELINE):
@@ -153,14 +138,8 @@ def markdown(rows):
     runs = tested(rows)
     if not runs:
         raise SystemExit("There are no test runs yet. Run examples/resnets.py.")
-    outcomes = [
-        ["norm, arm", "rate", "decay", "NLL", "minus decay", "accuracy", "minus decay"],
-        ["---", *["---:"] * 6],
-    ]
-    weights = [
-        ["norm, arm", "norms grow to", "noise is left", "share of noise", "misprinted"],
-        ["---", *["---:"] * 4],
-    ]
+    outcomes = [["norm, arm", "rate", "decay", "NLL", "minus decay", "accuracy", "minus decay"]]
+    weights = [["norm, arm", "norms grow to", "noise is left", "share of noise", "misprinted"]]
     for (norm, arm), of in runs.items():
         differences = [effect(runs, norm, arm, outcome) for outcome in OUTCOMES]
         name = f"{norm}, {arm}"
@@ -169,16 +148,12 @@ def markdown(rows):
         weights.append([name, level(of, "growth", 1, 2), level(of, "outside", 100, 1)])
         weights[-1] += [level(of, "share", 100, 1)]
         weights[-1] += [f"{level(of, 'misprinted', 100, 1)} ({differences[2]})".replace(" ()", "")]
-    pairs = [["norm, pair", "NLL", "accuracy", "misprinted"], ["---", *["---:"] * 3]]
+    pairs = [["norm, pair", "NLL", "accuracy", "misprinted"]]
     for norm, (arm, base) in itertools.product(NORMS, PAIRS):
         if {(norm, arm), (norm, base)} <= set(runs):
             differences = [show(*difference(runs, norm, arm, o, base), o) for o in OUTCOMES]
             pairs.append([f"{norm}, {arm} minus {base}", *differences])
-    tables = (
-        "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        for lines in (outcomes, pairs, weights)
-        if len(lines) > 2
-    )
+    tables = (lay_out(lines) for lines in (outcomes, pairs, weights) if len(lines) > 1)
     return "\n\n".join([*tables, caption(rows, runs)])
 
 
@@ -250,17 +225,10 @@ def draw(rows, path):
 
 def main():
     """Puts the tables into their page and draws the figure."""
-    with_defaults = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=with_defaults)
-    add, root = parser.add_argument, HERE.parent
-    add("--csv", type=Path, default=HERE / "resnets.csv", help="resnets.py's results")
-    add("--page", type=Path, default=root / "docs/resnets.md", help="to edit")
-    add("--figure", type=Path, default=root / "images/resnets.png", help="to draw")
-    args = parser.parse_args()
+    args = parse_args(__doc__, "resnets", "to draw")
     rows = read(args.csv)
     draw(rows, args.figure)
-    page = args.page.read_text(encoding="utf-8")
-    args.page.write_text(insert(page, markdown(rows)), encoding="utf-8")
+    write_page(args.page, markdown(rows))
     print(f"Wrote {args.page} and {args.figure} from {args.csv}.")
 
 

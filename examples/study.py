@@ -15,7 +15,6 @@ from it.
 import argparse
 import itertools
 import os
-import platform
 import time
 from functools import cache
 from pathlib import Path
@@ -28,7 +27,7 @@ import optax
 import sklearn
 import study_table
 from study_arms import ARMS, Net
-from study_table import CAP
+from study_table import CAP, check_folders, check_same, versions_of
 from study_tasks import load
 from tqdm import tqdm
 
@@ -173,10 +172,9 @@ def name_of(cell: Cell) -> str:
 def provenance(settings: Settings) -> dict[str, str]:
     """What rows of one cell must share to be compared."""
     libraries = (jax, flax, optax, optax_gc, sklearn)
-    versions = [f"{library.__name__} {library.__version__}" for library in libraries]
     return {
         "settings": " ".join(f"{name}={value}" for name, value in settings._asdict().items()),
-        "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
+        "versions": versions_of(*libraries),
         "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores",
     }
 
@@ -188,13 +186,8 @@ def finished(path: Path, shared: dict[str, dict[str, str]]) -> list[dict[str, An
         cell = study_table.cell_of(row)
         if cell not in shared:
             raise SystemExit(f"{path} has a row of {cell!r}, which is no cell. Delete it.")
-        for name, mine in shared[cell].items():
-            if row[name] != mine:
-                raise SystemExit(
-                    f"{path} has a row of {cell!r} with {name} {row[name]!r}, and this run has "
-                    f"{mine!r}: the two cannot be compared. Give another --csv, or delete the "
-                    "rows of that cell to run them anew."
-                )
+        mend = "Give another --csv, or delete the rows of that cell to run them anew."
+        check_same(path, row, shared[cell], f"a row of {cell!r}", mend)
     return rows
 
 
@@ -213,9 +206,7 @@ def parse_args() -> argparse.Namespace:
     if not args.cells:
         names = "; ".join(map(name_of, CELLS))
         parser.error(f"--only is {args.only!r}: use a part of one of these: {names}")
-    for flag, path in (("--csv", args.csv), ("--figure", args.figure)):
-        if not path.parent.is_dir():
-            parser.error(f"{flag} is {path}: use a folder that exists, or run from the repository")
+    check_folders(parser, csv=args.csv, figure=args.figure)
     return args
 
 

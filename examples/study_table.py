@@ -1,12 +1,14 @@
 """Turns the outcomes that `study.py` recorded into statistics, a table and two figures.
 
 A script of its own, without JAX: `python examples/study_table.py` puts the table between the two
-markers in docs/study.md and draws the figures, all from the committed CSV alone.
+markers in docs/study.md and draws the figures, all from the committed CSV alone. The other studies
+keep their rows and write their pages with what is here too.
 """
 
 import argparse
 import csv
 import os
+import platform
 from collections import Counter
 from pathlib import Path
 
@@ -41,6 +43,11 @@ def paired(values, baseline):
     low, high = stats.t.interval(0.95, len(differences) - 1, mean, stats.sem(differences))
     _, p = stats.ttest_rel(values, baseline)
     return mean, low, high, p
+
+
+def half_width(values):
+    """Half the width of the 95 % interval of the mean over seeds, which come first."""
+    return stats.t.ppf(0.975, len(values) - 1) * stats.sem(values, axis=0)
 
 
 def holm(p):
@@ -97,13 +104,43 @@ def write(path, rows):
             return " ".join(f"{v:.7g}" for v in value)
         return f"{value:.4g}" if isinstance(value, float) else value
 
+    rows = [{name: text(value) for name, value in row.items()} for row in with_statistics(rows)]
+    write_whole(path, COLUMNS, rows)
+
+
+def write_whole(path, columns, rows):
+    """Writes the rows of a CSV file, all or none."""
     partial = path.with_name(path.name + ".partial")
     with open(partial, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
-        for row in with_statistics(rows):
-            writer.writerow({name: text(value) for name, value in row.items()})
+        writer.writerows(rows)
     os.replace(partial, path)
+
+
+def versions_of(*libraries):
+    """Names the versions of Python and of libraries."""
+    of = (f"{library.__name__} {library.__version__}" for library in libraries)
+    return ", ".join([f"Python {platform.python_version()}", *of])
+
+
+def check_same(path, row, shared, what="a row", mend="Give another --csv."):
+    """Refuses a row of a file that was not run as this run would run it."""
+    for name, mine in shared.items():
+        if row[name] != mine:
+            raise SystemExit(
+                f"{path} has {what} with {name} {row[name]!r}, and this run has {mine!r}: the two "
+                f"cannot be compared. {mend}"
+            )
+
+
+def check_folders(parser, **paths):
+    """Refuses a path on the command line whose folder is not there."""
+    for flag, path in paths.items():
+        if not path.parent.is_dir():
+            parser.error(
+                f"--{flag} is {path}: use a folder that exists, or run from the repository"
+            )
 
 
 def control_moves(rows, outcome):
@@ -163,14 +200,21 @@ def markdown(rows):
         ("accuracy", "accuracy without", (100, 100), 1),
     ):
         head = ["data, model, optimizer, samples", "GC is", without, *SHOWN]
-        lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
+        lines = [head]
         for cell, arms in by_cell.items():
             effects = (interval(arms[arm], outcome, scales[1], noise[outcome]) for arm in SHOWN)
             level_without = level(arms[BASELINE], outcome, scales[0], digits)
             word = verdict(arms["GC"], outcome, noise[outcome])
             lines.append([cell, word, level_without, *effects])
-        tables.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+        tables.append(lay_out(lines, left=2))
     return "\n\n".join([*tables, caption(rows, noise)])
+
+
+def lay_out(lines, left=1):
+    """Makes a table of Markdown, of which all but some columns on the left go to the right."""
+    head, *rest = lines
+    marks = [*["---"] * left, *["---:"] * (len(head) - left)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, marks, *rest))
 
 
 def caption(rows, noise):
@@ -290,21 +334,29 @@ def insert(text, table):
     return f"{before}{BEGIN}\n\n{table}\n\n{END}{rest.split(END)[1]}"
 
 
+def write_page(page, table):
+    """Puts the table into a page."""
+    page.write_text(insert(page.read_text(encoding="utf-8"), table), encoding="utf-8")
+
+
+def parse_args(doc, name, figure):
+    """Reads the command line of a script that writes the page and the figures of a study."""
+    with_defaults = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=doc, formatter_class=with_defaults)
+    add, root = parser.add_argument, HERE.parent
+    add("--csv", type=Path, default=HERE / f"{name}.csv", help=f"{name}.py's results")
+    add("--page", type=Path, default=root / f"docs/{name}.md", help="to edit")
+    add("--figure", type=Path, default=root / f"images/{name}.png", help=figure)
+    return parser.parse_args()
+
+
 def main():
     """Puts the table into its page and draws the figures."""
-    with_defaults = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=with_defaults)
-    parser.add_argument("--csv", type=Path, default=HERE / "study.csv", help="study.py's results")
-    parser.add_argument("--page", type=Path, default=HERE.parent / "docs/study.md", help="to edit")
-    parser.add_argument(
-        "--figure", type=Path, default=HERE.parent / "images/study.png", help="stem of what to draw"
-    )
-    args = parser.parse_args()
+    args = parse_args(__doc__, "study", "stem of what to draw")
     rows = read(args.csv)
     args.figure.parent.mkdir(exist_ok=True)
     draw(rows, args.figure)
-    page = args.page.read_text(encoding="utf-8")
-    args.page.write_text(insert(page, markdown(rows)), encoding="utf-8")
+    write_page(args.page, markdown(rows))
     figures = " and ".join(str(figure_of(args.figure, outcome)) for outcome in PANELS)
     print(f"Wrote {args.page}, {figures} from {args.csv}.")
 
