@@ -6,9 +6,10 @@ A step is update and apply, with parameters and optimizer state donated, all in 
 The variants of a row take turns on the same arrays; a ratio is the median over the rounds of a
 variant's time over the time without GC in the same round, with the least and the greatest in
 brackets. The step without GC is timed twice a round: a row in which it differs from itself by over
-5 % is void. The floor of a ratio counts passes over memory: one more read of each kernel's
-gradient. A row takes at most 25 rounds, and begins none after 15 seconds: some 12 minutes in all on
-two cores.
+5 % is void. Two bounds stand beside them. The floor counts passes over memory, one more read of
+each kernel's gradient among them. "read" is the step without GC and then a program that does
+nothing but that read. A row takes at most 25 rounds, and begins none after 15 seconds: some 13
+minutes in all on two cores.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import trees
-from tables import AGAIN, NAIVE, OPTAX, OURS, WITHOUT, chart, lines
+from tables import AGAIN, NAIVE, OPTAX, OURS, READ, WITHOUT, chart, lines
 from tqdm import tqdm
 
 from optax_gc import axes_from_rank, centralize
@@ -72,6 +73,22 @@ def steps(axes: Any, optimizer: optax.GradientTransformation) -> dict[str, Step]
     }
 
 
+def read(axes: Any, structs: Any) -> Step:
+    """A step that does nothing but add up each kernel's gradient, all of it to one number."""
+
+    @jax.jit
+    def totals(grads: Any) -> Any:
+        return jax.tree.map(lambda g, axes: jnp.sum(g) if axes else 0.0, grads, axes)
+
+    program = totals.lower(structs).compile()
+
+    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+        jax.block_until_ready(program(grads))
+        return params, state
+
+    return step
+
+
 def compiled(step: Step, *args: Any) -> tuple[Any, dict[str, float]]:
     """The compiled step with the seconds that tracing and compiling took, and its bytes."""
     start = time.perf_counter()
@@ -108,6 +125,8 @@ def interleaved(programs: dict[str, Step], args: tuple[Any, ...], rounds: int) -
 def ratios(seconds: dict[str, list[float]]) -> dict[str, tuple[float, float, float]]:
     """Median, least and greatest of the ratios to the step without, round by round."""
     of = {n: [a / b for a, b in zip(s, seconds[WITHOUT], strict=True)] for n, s in seconds.items()}
+    if READ in of:
+        of[READ] = [1 + ratio for ratio in of[READ]]
     return {n: (statistics.median(r), min(r), max(r)) for n, r in of.items() if n != WITHOUT}
 
 
@@ -121,6 +140,7 @@ def row(name: str, make: Callable[[], Any], dtype: Any, optimizer: str, rounds: 
     for variant, step in steps(trees.axes(tree), tx).items():
         programs[variant], numbers[variant] = compiled(step, structs, state, structs)
     programs[AGAIN] = programs[WITHOUT]
+    programs[READ] = read(trees.axes(tree), structs)
     init = jax.jit(lambda key: trees.arrays(tree, key, dtype))
     state = jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state))()
     seconds = interleaved(
