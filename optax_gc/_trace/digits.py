@@ -54,7 +54,10 @@ def axes_of(dims: Iterable[Sequence[Factor]]) -> AxisSet:
 
 def has_axes(dim: Sequence[Factor]) -> bool:
     """Whether a parameter axis longer than 1 occurs in `dim`."""
-    return any([f.axes and f.size > 1 for f in dim])  # a list is faster than a generator here
+    for f in dim:  # much of a trace's time is spent here, and any() takes twice as long
+        if f.axes and f.size > 1:
+            return True
+    return False
 
 
 def repeats(dims: Iterable[Sequence[Factor]]) -> bool:

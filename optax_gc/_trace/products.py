@@ -10,17 +10,16 @@ import functools
 import itertools
 import operator
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .digits import NONE, Dims, Shape, besides, foreign, has_axes, met, repeats, vary
+from .reasons import Why
 from .uses import (
-    EITHER,
-    SPLIT,
     has_open_ends,
     oriented_by_rows,
     refuse_pair,
     settle_lookup,
+    settle_scale,
     with_slices_joined,
 )
 from .values import CONSTANT, Echo, Kind, Node, Term, Value, once, own_axes, regrouped
@@ -73,7 +72,7 @@ def multiply(trace: "Walk", a: Value, b: Value, shape: Shape) -> Value:
     if not (a.kind == Kind.DATA or b.kind == Kind.DATA):
         terms += [_product(s, t) for s, t in itertools.product(a.terms, b.terms)]
     if _is_unknown(a) or _is_unknown(b):
-        terms = [t._replace(unsure=EITHER) for t in terms]
+        terms = [t._replace(unsure=Why.EITHER) for t in terms]
     echoes = regrouped([*_gated(a, b), *_gated(b, a)])
     return tidied(trace, Value(
         shape, kind, varies, tuple(terms), echoes, seen=a.seen | b.seen, loops=a.loops | b.loops,
@@ -83,14 +82,14 @@ def multiply(trace: "Walk", a: Value, b: Value, shape: Shape) -> Value:
 
 def _without_own_sums(value: Value, others: Sequence[Value]) -> Value:
     """Forgets that an activation was summed where the sum meets what it is of, as in a norm."""
-    summed = {e: params for e, params in value.echoes.items() if e.pending == SPLIT}
+    summed = {e: params for e, params in value.echoes.items() if e.pending == Why.LATER}
     if not summed:
         return value
     whole = frozenset().union(
         *(ps for v in others for e, ps in v.echoes.items() if e.whole is not None)
     )
     gone = {e for e, params in summed.items() if params <= whole}
-    return replace(value, echoes={e: ps for e, ps in value.echoes.items() if e not in gone})
+    return value._replace(echoes={e: ps for e, ps in value.echoes.items() if e not in gone})
 
 
 def _blurred(values: Sequence[Value]) -> str:
@@ -252,8 +251,7 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape) -> Value:
                     rows = vary(rows, other.support)
         for e, params in v.echoes.items():
             if joins and e.how == "statistic":
-                for p in params:
-                    trace.use(p, "scalar")
+                trace.use(params, "scalar")
                 e = Echo("added", e.dims, rows)
             biases = [o for o in values if o.kind == Kind.PARAMETER and e.whole is not None]
             if e.whole and any(met(e.whole, o.support) - axes(e) for o in biases):
@@ -268,20 +266,19 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape) -> Value:
                 if t.is_rows and len(values) > 1:
                     assert t.picked is not None
                     if t.hot is not None and any(n.parts for n in t.nodes):
-                        for n in t.nodes:
-                            trace.refuse(n.param, "one-hots times slices of it are added up")
+                        trace.refuse(t.params, Why.ONE_HOTS)
                     echoes += added(trace, t, vary(rows, t.picked))
                 else:
                     terms.append(t)
     terms = _unrolled(values, terms)
     _check_echoes(trace, values)
     blurred = _blurred(values)
-    unknown = kind == Kind.PARAMETER and any(v.unknown for v in values)
+    unknown = kind == Kind.PARAMETER and any(map(_is_unknown, values))
     result = Value(
         shape, kind, varies, tuple(terms), regrouped(echoes), seen, loops, blurred, unknown=unknown
     )
     if unknown:
-        result = replace(result, terms=tuple(t._replace(unsure=EITHER) for t in result.terms))
+        result = result._replace(terms=tuple(t._replace(unsure=Why.EITHER) for t in result.terms))
     elif kind == Kind.PARAMETER and len(result.terms) > 1:
         result = _with_evidence(trace, result)
     return tidied(trace, result)
@@ -320,10 +317,8 @@ def _check_echoes(trace: "Walk", values: Sequence[Value]) -> None:
             continue
         for e, params in v.echoes.items():
             if e.twice and met(e.dims, other.support):
-                for p in params:
-                    if other.seen >> p & 1:
-                        continue
-                    trace.refuse(p, "contracted with data twice, then added to data", e.fan_in)
+                unseen = [p for p in params if not other.seen >> p & 1]
+                trace.refuse(unseen, Why.TWICE, e.fan_in)
             if not e.parts:
                 continue
             for f, shared in other.echoes.items():
@@ -332,8 +327,7 @@ def _check_echoes(trace: "Walk", values: Sequence[Value]) -> None:
                         one, two = Node(p, (), e.parts), Node(p, (), f.parts)
                         itself = trace.is_seen(one, e.seen) or trace.is_seen(two, f.seen)
                         if itself or not (e.seen | f.seen) >> p & 1:
-                            why = "products of several of its slices with data are added up"
-                            trace.refuse(p, why)
+                            trace.refuse([p], Why.SLICES)
 
 
 def _with_evidence(trace: "Walk", value: Value) -> Value:
@@ -350,15 +344,15 @@ def _with_evidence(trace: "Walk", value: Value) -> Value:
             echoes = [pair for t in vectors for pair in added(trace, t, support)]
             return Value(value.shape, Kind.DATA, support, (), regrouped(echoes), value.seen)
         if networks:
-            terms = tuple(t._replace(unsure=EITHER) for t in value.terms)
-            return replace(value, terms=terms)
+            terms = tuple(t._replace(unsure=Why.EITHER) for t in value.terms)
+            return value._replace(terms=terms)
     if full and networks:
         updates = all(has_open_ends(t) for t in networks)
         terms = tuple(
-            t._replace(merged=updates and bool(t.edges), unsure="" if updates else EITHER)
+            t._replace(merged=updates and bool(t.edges), unsure="" if updates else Why.EITHER)
             for t in value.terms
         )
-        return replace(value, terms=terms)
+        return value._replace(terms=terms)
     return value
 
 
@@ -385,7 +379,7 @@ def added(
     scalar = not repeated and not any(node.param in params for _, params in products)
     layer = any(met(node.dims, e.dims) == own_axes(node) for e, _ in products)
     if t.picked is None and not scalar:
-        trace.use(node.param, "elementwise")
+        trace.use([node.param], "elementwise")
     echo = Echo("added", node.dims, rows, repeated=repeated, layer=layer)
     return [(echo, frozenset({node.param}))]
 
@@ -409,7 +403,7 @@ def bent(trace: "Walk", value: Value) -> Value:
     value = with_slices_joined(trace, value)
     if value.kind != Kind.DATA:
         terms = tuple([t._replace(bent=not t.is_image, curved=True) for t in value.terms])
-        return replace(value, terms=terms)
+        return value._replace(terms=terms)
     support = value.support
     terms, echoes = [], []
     for t in value.terms:
@@ -421,12 +415,9 @@ def bent(trace: "Walk", value: Value) -> Value:
         if alone:
             terms.append(t._replace(bent=True))
             continue
+        settle_scale(trace, t, t.params)
         for n in t.nodes:
-            if t.unsure and t.edges:
-                trace.refuse(n.param, t.unsure)
-            repeated = besides(t.data, n.dims)
-            trace.use(n.param, "lookup" if t.picked else "elementwise")
-            if not repeated:
+            if not besides(t.data, n.dims):
                 echo = Echo("added", n.dims, t.data, bent=True, repeated=False)
                 echoes.append((echo, frozenset({n.param})))
     for e, params in value.echoes.items():
@@ -459,10 +450,8 @@ def tidied(trace: "Walk", value: Value, product: bool = False) -> Value:
             [t for t in terms if not any(absorbs(image, t) for image in terms if image is not t)]
         )
     if len(terms) > MOST_TERMS:
-        for t in terms:
-            for n in t.nodes:
-                trace.refuse(n.param, "it is in too many products of parameters")
-        return replace(value, terms=(), kind=Kind.DATA, varies=value.support)
+        trace.refuse_all(value, Why.MANY)
+        return value._replace(terms=(), kind=Kind.DATA, varies=value.support)
     if value.echoes and terms:
         intact = {n.param: own_axes(n) for t in terms for n in t.nodes if product or not t.bent}
         absorbed = {
@@ -473,8 +462,8 @@ def tidied(trace: "Walk", value: Value, product: bool = False) -> Value:
         if absorbed:
             echoes = {e: ps for e, ps in value.echoes.items() if e not in absorbed}
             terms = tuple(t._replace(curved=True) for t in terms)
-            value = replace(value, echoes=echoes)
-    return value if terms == value.terms else replace(value, terms=terms)
+            value = value._replace(echoes=echoes)
+    return value if terms == value.terms else value._replace(terms=terms)
 
 
 def join(trace: "Walk", values: Sequence[Value]) -> Value:

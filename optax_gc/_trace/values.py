@@ -7,10 +7,10 @@ the value is an activation, and an `Echo` remembers the parameter's digits in it
 contraction over them can be refused.
 """
 
-import functools
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from enum import IntEnum
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from .digits import NONE, AxisSet, Dim, Dims, Shape, axes_of, foreign, has_axes, vary, varying
@@ -45,9 +45,8 @@ class Node(NamedTuple):
 Move = Callable[[Dims], Dims]
 
 
-def _moved(one: "Term | Echo", names: Iterable[str], f: Move) -> dict[str, Dims | None]:
-    dims = {name: getattr(one, name) for name in names}
-    return {name: None if d is None else f(d) for name, d in dims.items()}
+def _moved(dims: Dims | None, f: Move) -> Dims | None:
+    return None if dims is None else f(dims)
 
 
 CONSTANT = -1  # stands for a constant in an edge
@@ -75,13 +74,35 @@ class Term(NamedTuple):
     loops: frozenset[Hashable] = frozenset()  # that the data is carried by
     seen: int = 0  # the parameters that the data was computed from, a bit each
 
-    def moved(self, f: Move, data: Move | None = None) -> "Term":
-        """The term after an operation that moves elements, those of data by `data` if given."""
-        nodes = tuple([n._replace(dims=f(n.dims)) for n in self.nodes])
+    def moved(
+        self, f: Move, data: Move | None = None, node: Callable[[Node], Node] | None = None
+    ) -> "Term":
+        """The term after an operation that moves elements as `f` moves dimensions.
+
+        Args:
+          f: moves dimensions.
+          data: moves those that data varies along, where they move otherwise.
+          node: moves an image, where more becomes of it.
+        """
+        node = node or (lambda n: n._replace(dims=f(n.dims)))
+        nodes = tuple([node(n) for n in self.nodes])
         if self.is_image and self.constants is None:
             return self._replace(nodes=nodes)
-        moved = _moved(self, ("constants", "data", "rows", "last"), data or f)
-        return self._replace(nodes=nodes, **moved, **_moved(self, ("picked", "hot"), f))
+        g = data or f
+        return self._replace(
+            nodes=nodes,
+            constants=_moved(self.constants, g),
+            data=_moved(self.data, g),
+            rows=_moved(self.rows, g),
+            last=_moved(self.last, g),
+            picked=_moved(self.picked, f),
+            hot=_moved(self.hot, f),
+        )
+
+    @property
+    def params(self) -> list[int]:
+        """The parameters in it."""
+        return [n.param for n in self.nodes]
 
     @property
     def is_image(self) -> bool:
@@ -129,22 +150,27 @@ class Echo(NamedTuple):
 
     def moved(self, f: Move, data: Move | None = None) -> "Echo":
         """The echo after an operation that moves elements, those of data by `data` if given."""
-        moved = _moved(self, ("rows", "data", "others"), data or f)
-        return self._replace(**moved, **_moved(self, ("dims", "whole"), f))
+        g = data or f
+        return self._replace(
+            dims=f(self.dims),
+            rows=g(self.rows),
+            data=_moved(self.data, g),
+            others=_moved(self.others, g),
+            whole=_moved(self.whole, f),
+        )
 
 
 Echoes = Mapping[Echo, frozenset[int]]
 
 
-@dataclass(frozen=True)
-class Value:
+class Value(NamedTuple):
     """What is known about one variable of the jaxpr."""
 
     shape: Shape
     kind: Kind = Kind.CONSTANT
     varies: Dims = ()  # along which constants and inputs vary
     terms: tuple[Term, ...] = ()
-    echoes: Echoes = field(default_factory=dict)
+    echoes: Echoes = MappingProxyType({})
     seen: int = 0  # the parameters that went into it, a bit each
     loops: frozenset[Hashable] = frozenset()  # that it is carried by, or computed from what is
     blurred: str = ""  # made from inputs alone by an operation that is not known, and which
@@ -154,14 +180,28 @@ class Value:
     one_hot: Dims | None = None  # along which dimensions it has a single one
     number: int | None = None  # a scalar integer that is known
 
-    def moved(self, f: Move, shape: Shape) -> "Value":
-        """The value after an operation that only moves its elements, as `f` moves dimensions."""
-        return replace(
-            self,
+    def moved(
+        self,
+        f: Move,
+        shape: Shape,
+        term: Callable[[Term], Term] | None = None,
+        echo: Callable[[Echo], Echo] | None = None,
+    ) -> "Value":
+        """The value after an operation that only moves its elements, as `f` moves dimensions.
+
+        Args:
+          f: moves dimensions.
+          shape: of the result.
+          term: moves a term, where more becomes of it.
+          echo: the same for an echo.
+        """
+        term = term or (lambda t: t.moved(f))
+        echo = echo or (lambda e: e.moved(f))
+        return self._replace(
             shape=shape,
             varies=f(self.varies),
-            terms=tuple([t.moved(f) for t in self.terms]),
-            echoes=regrouped([(e.moved(f), ps) for e, ps in self.echoes.items()]),
+            terms=tuple([term(t) for t in self.terms]),
+            echoes=regrouped([(echo(e), ps) for e, ps in self.echoes.items()]),
             counts=None if self.counts is None else f(self.counts),
             one_hot=None if self.one_hot is None else f(self.one_hot),
         )
@@ -171,15 +211,15 @@ class Value:
         kind = Kind.CONSTANT if self.kind == Kind.PARAMETER else self.kind
         if kind == self.kind and not self.terms and not self.echoes:
             return self
-        return replace(self, kind=kind, varies=self.support, terms=(), echoes={})
+        return self._replace(kind=kind, varies=self.support, terms=(), echoes={}, unknown=False)
 
     def plain(self) -> "Value":
         """The value as something that is no iota, one-hot or known number any more."""
         if self.counts is None and self.one_hot is None and self.number is None:
             return self
-        return replace(self, counts=None, one_hot=None, number=None)
+        return self._replace(counts=None, one_hot=None, number=None)
 
-    @functools.cached_property
+    @property
     def support(self) -> Dims:
         """Along which dimensions it varies, whatever the reason."""
         dims = self.varies
@@ -239,6 +279,21 @@ def constant(shape: Shape, kind: Kind = Kind.CONSTANT) -> Value:
 def nothing(shape: Shape) -> Value:
     """A constant that does not vary: a number."""
     return Value(shape, varies=foreign(shape))
+
+
+def without_dim(dims: Dims, d: int) -> Dims:
+    """All dimensions but one."""
+    return (*dims[:d], *dims[d + 1 :])
+
+
+def with_dim(dims: Dims, d: int, dim: Dim) -> Dims:
+    """The dimensions, of which one is another."""
+    return (*dims[:d], dim, *dims[d + 1 :])
+
+
+def long_axes(shape: Shape) -> AxisSet:
+    """The axes that have a role: those longer than 1."""
+    return frozenset(axis for axis, size in enumerate(shape) if size > 1)
 
 
 def own_axes(node: Node) -> AxisSet:
