@@ -177,9 +177,9 @@ def _paired(x: Dim, y: Dim) -> list[tuple[Factor, Factor]] | None:
 
 def vary(a: Dims, b: Dims) -> Dims:
     """The dimensions that either of two values varies along."""
-    if a is b or a == b:
+    if a is b:
         return a
-    return tuple([_vary(x, y) for x, y in zip(a, b, strict=True)])
+    return tuple([x if x == y else _vary(x, y) for x, y in zip(a, b, strict=True)])
 
 
 @functools.lru_cache(maxsize=16384)
@@ -212,7 +212,7 @@ def _met(x: Dim, y: Dim) -> AxisSet:
 
 def met(image: Dims, others: Dims) -> AxisSet:
     """The axes of a parameter that something else varies along too, as `others` tells."""
-    return NONE.union(*[_met(x, y) for x, y in zip(image, others, strict=True)])
+    return NONE.union(*[_met(x, y) for x, y in zip(image, others, strict=True) if x and y])
 
 
 @functools.lru_cache(maxsize=16384)
@@ -238,4 +238,4 @@ def without(image: Dims, others: Dims) -> Dims:
 
 def besides(a: Dims, b: Dims) -> bool:
     """Whether one value varies along a digit that another does not vary along."""
-    return any([_besides(x, y) for x, y in zip(a, b, strict=True)])
+    return any([_besides(x, y) for x, y in zip(a, b, strict=True) if x])

@@ -9,7 +9,7 @@ that the inputs do not vary along, so that it may still turn out to be summed wi
 import functools
 import itertools
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .digits import NONE, Dims, Shape, besides, foreign, has_axes, met, repeats, vary
@@ -82,14 +82,11 @@ def multiply(trace: "Walk", a: Value, b: Value, shape: Shape) -> Value:
 
 def _without_own_sums(value: Value, others: Sequence[Value]) -> Value:
     """Forgets that an activation was summed where the sum meets what it is of, as in a norm."""
-    summed = {e: params for e, params in value.echoes.items() if e.pending == Why.LATER}
-    if not summed:
+    if not any([e.pending == Why.LATER for e in value.echoes]):
         return value
-    whole = frozenset().union(
-        *(ps for v in others for e, ps in v.echoes.items() if e.whole is not None)
-    )
-    gone = {e for e, params in summed.items() if params <= whole}
-    return value._replace(echoes={e: ps for e, ps in value.echoes.items() if e not in gone})
+    whole = frozenset().union(*(e.params for v in others for e in v.echoes if e.whole is not None))
+    kept = [e for e in value.echoes if not (e.pending == Why.LATER and e.params <= whole)]
+    return value._replace(echoes=tuple(kept))
 
 
 def _blurred(values: Sequence[Value]) -> str:
@@ -161,20 +158,20 @@ def _scaled(a: Value, b: Value) -> list[Term]:
     ]
 
 
-def _gated(a: Value, b: Value) -> list[Any]:
+def _gated(a: Value, b: Value) -> Sequence[Echo]:
     if b.kind != Kind.DATA:
-        return list(a.echoes.items())
-    found: list[Any] = []
-    for e, params in a.echoes.items():
+        return a.echoes
+    found: list[Echo] = []
+    for e in a.echoes:
         e = e._replace(
             data=b.support if e.data is None else vary(e.data, b.support), raw=not b.seen
         )
-        itself = frozenset(p for p in params if b.seen >> p & 1)
+        itself = frozenset(p for p in e.params if b.seen >> p & 1)
         if itself:
-            found.append((e, itself))
-        if params - itself:
+            found.append(e._replace(params=itself))
+        if rest := e.params - itself:
             others = b.support if e.others is None else vary(e.others, b.support)
-            found.append((e._replace(others=others), params - itself))
+            found.append(e._replace(params=rest, others=others))
     return found
 
 
@@ -241,7 +238,7 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape) -> Value:
     loops = frozenset().union(*(v.loops for v in values))
     seen = functools.reduce(operator.or_, [v.seen for v in values])
     terms: list[Term] = []
-    echoes: list[Any] = []
+    echoes: list[Echo] = []
     for v in values:
         joins = kind == Kind.DATA and v.kind != Kind.DATA
         rows = foreign(shape)
@@ -249,16 +246,16 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape) -> Value:
             for other in values:
                 if other is not v:
                     rows = vary(rows, other.support)
-        for e, params in v.echoes.items():
+        for e in v.echoes:
             if joins and e.how == "statistic":
-                trace.use(params, "scalar")
-                e = Echo("added", e.dims, rows)
+                trace.use(e.params, "scalar")
+                e = Echo(e.params, "added", e.dims, rows)
             biases = [o for o in values if o.kind == Kind.PARAMETER and e.whole is not None]
             if e.whole and any(met(e.whole, o.support) - axes(e) for o in biases):
                 e = e._replace(whole=None)  # a bias of its own says that the batch is one
-            echoes.append((e, params))
+            echoes.append(e)
         if joins and v.terms:
-            of_data = [pair for other in values if other is not v for pair in other.echoes.items()]
+            of_data = [e for other in values if other is not v for e in other.echoes]
             for t in v.terms:
                 echoes += added(trace, t, rows, of_data)
         else:
@@ -315,15 +312,15 @@ def _check_echoes(trace: "Walk", values: Sequence[Value]) -> None:
     for v, other in itertools.permutations(values, 2):
         if other.kind != Kind.DATA:
             continue
-        for e, params in v.echoes.items():
+        for e in v.echoes:
             if e.twice and met(e.dims, other.support):
-                unseen = [p for p in params if not other.seen >> p & 1]
+                unseen = [p for p in e.params if not other.seen >> p & 1]
                 trace.refuse(unseen, Why.TWICE, e.fan_in)
             if not e.parts:
                 continue
-            for f, shared in other.echoes.items():
+            for f in other.echoes:
                 if f.parts and f.parts != e.parts:
-                    for p in params & shared:
+                    for p in e.params & f.params:
                         one, two = Node(p, (), e.parts), Node(p, (), f.parts)
                         itself = trace.is_seen(one, e.seen) or trace.is_seen(two, f.seen)
                         if itself or not (e.seen | f.seen) >> p & 1:
@@ -341,7 +338,7 @@ def _with_evidence(trace: "Walk", value: Value) -> Value:
             rows = vary(rows, t.nodes[0].dims)
         if all(oriented_by_rows(trace, t, rows) for t in (*full, *networks)):
             support = value.support
-            echoes = [pair for t in vectors for pair in added(trace, t, support)]
+            echoes = [e for t in vectors for e in added(trace, t, support)]
             return Value(value.shape, Kind.DATA, support, (), regrouped(echoes), value.seen)
         if networks:
             terms = tuple(t._replace(unsure=Why.EITHER) for t in value.terms)
@@ -356,9 +353,7 @@ def _with_evidence(trace: "Walk", value: Value) -> Value:
     return value
 
 
-def added(
-    trace: "Walk", t: Term, rows: Dims, echoes: Sequence[tuple[Echo, frozenset[int]]] = ()
-) -> list[Any]:
+def added(trace: "Walk", t: Term, rows: Dims, echoes: Sequence[Echo] = ()) -> list[Echo]:
     """The echoes of a term of parameters that is added to data.
 
     Args:
@@ -375,13 +370,13 @@ def added(
         settle_lookup(trace, t)
     node = t.nodes[0]
     repeated = besides(rows, node.dims)
-    products = [(e, params) for e, params in echoes if e.how == "used"]
-    scalar = not repeated and not any(node.param in params for _, params in products)
-    layer = any(met(node.dims, e.dims) == own_axes(node) for e, _ in products)
+    products = [e for e in echoes if e.how == "used"]
+    scalar = not repeated and not any(node.param in e.params for e in products)
+    layer = any(met(node.dims, e.dims) == own_axes(node) for e in products)
     if t.picked is None and not scalar:
         trace.use([node.param], "elementwise")
-    echo = Echo("added", node.dims, rows, repeated=repeated, layer=layer)
-    return [(echo, frozenset({node.param}))]
+    itself = frozenset({node.param})
+    return [Echo(itself, "added", node.dims, rows, repeated=repeated, layer=layer)]
 
 
 def bend(trace: "Walk", values: Sequence[Value], shape: Shape) -> Value:
@@ -418,13 +413,13 @@ def bent(trace: "Walk", value: Value) -> Value:
         settle_scale(trace, t, t.params)
         for n in t.nodes:
             if not besides(t.data, n.dims):
-                echo = Echo("added", n.dims, t.data, bent=True, repeated=False)
-                echoes.append((echo, frozenset({n.param})))
-    for e, params in value.echoes.items():
+                itself = frozenset({n.param})
+                echoes.append(Echo(itself, "added", n.dims, t.data, bent=True, repeated=False))
+    for e in value.echoes:
         outer = bool(axes(e) - met(e.dims, e.rows))
         kept = e.how == "added" and (outer or not e.repeated)
         if e.how == "statistic" or e.pending or kept:
-            echoes.append((e._replace(bent=True), params))
+            echoes.append(e._replace(bent=True))
     return Value(
         value.shape,
         Kind.DATA,
@@ -454,16 +449,17 @@ def tidied(trace: "Walk", value: Value, product: bool = False) -> Value:
         return value._replace(terms=(), kind=Kind.DATA, varies=value.support)
     if value.echoes and terms:
         intact = {n.param: own_axes(n) for t in terms for n in t.nodes if product or not t.bent}
-        absorbed = {
-            e: ps
-            for e, ps in value.echoes.items()
-            if e.how == "statistic" and all(p in intact and e.fan_in <= intact[p] for p in ps)
-        }
-        if absorbed:
-            echoes = {e: ps for e, ps in value.echoes.items() if e not in absorbed}
+        kept = tuple([e for e in value.echoes if not _is_absorbed(e, intact)])
+        if len(kept) < len(value.echoes):
             terms = tuple(t._replace(curved=True) for t in terms)
-            value = value._replace(echoes=echoes)
+            value = value._replace(echoes=kept)
     return value if terms == value.terms else value._replace(terms=terms)
+
+
+def _is_absorbed(e: Echo, intact: Mapping[int, frozenset[int]]) -> bool:
+    """Whether it is a statistic of parameters that are there with the axes it was taken over."""
+    whole = all([p in intact and e.fan_in <= intact[p] for p in e.params])
+    return e.how == "statistic" and whole
 
 
 def join(trace: "Walk", values: Sequence[Value]) -> Value:

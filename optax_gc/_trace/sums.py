@@ -5,7 +5,7 @@ are read as that, so that one rule decides every contraction however it is spell
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .digits import (
     NONE,
@@ -35,7 +35,7 @@ from .uses import (
     used,
     with_slices_joined,
 )
-from .values import CONSTANT, Echo, Kind, Term, Value, long_axes, own_axes, regrouped
+from .values import CONSTANT, Echo, Kind, Node, Term, Value, long_axes, own_axes, regrouped
 
 if TYPE_CHECKING:
     from .walk import Walk
@@ -108,7 +108,7 @@ def _with_rows(
 def _outer(trace: "Walk", sides: Sequence[Value], shape: Shape, n: int) -> Value:
     """A product without a sum. A weight that is contracted here has a fan-in of one: none."""
     a, b = sides
-    echoes: list[Any] = []
+    echoes: list[Echo] = []
     if {a.kind, b.kind} == {Kind.PARAMETER, Kind.DATA}:
         weight, data = (a, b) if a.kind == Kind.PARAMETER else (b, a)
         ones = [
@@ -118,12 +118,11 @@ def _outer(trace: "Walk", sides: Sequence[Value], shape: Shape, n: int) -> Value
             return multiply(trace, a, b, shape).moved(lambda dims: dims[:n], shape[:n])
         for t in weight.terms:
             trace.use(t.params, "elementwise")
-            for node in t.nodes:
-                echoes.append((used(trace, t, node, data.support), frozenset({node.param})))
+            echoes += [used(trace, t, node, data.support) for node in t.nodes]
         weight = weight.without_gradient()
         a, b = weight, data
     value = multiply(trace, a, b, shape)
-    value = value._replace(echoes=regrouped([*value.echoes.items(), *echoes]))
+    value = value._replace(echoes=regrouped([*value.echoes, *echoes]))
     return value.moved(lambda dims: dims[:n], shape[:n])
 
 
@@ -170,12 +169,11 @@ def summed(trace: "Walk", value: Value, over: Sequence[int], dot: bool = False) 
         if t.data is not None and not t.bent and not t.picked
         for n in t.nodes
     )
-    for e, params in value.echoes.items():
-        echoes.append((_sum_echo(trace, e, params, over, weighted), params))
+    echoes += [_sum_echo(trace, e, over, weighted) for e in value.echoes]
     # What is refused or settled here leaves the terms, and the result varies as before.
     varies = value.support if value.kind == Kind.DATA else value.varies
-    result = value.plain()._replace(varies=varies, terms=tuple(terms), echoes={})
-    moved = regrouped([(e.moved(keep), params) for e, params in echoes])
+    result = value.plain()._replace(varies=varies, terms=tuple(terms), echoes=())
+    moved = regrouped([e.moved(keep) for e in echoes])
     return result.moved(keep, shape)._replace(echoes=moved)
 
 
@@ -228,7 +226,7 @@ class _Sum:
             self.trace.refuse([self.t.nodes[i].param], why, fan_in.get(i, NONE))
 
 
-Result = tuple[list[Term], list[Any]]
+Result = tuple[list[Term], list[Echo]]
 
 
 def _sum_without_data(s: _Sum) -> Result:
@@ -246,11 +244,9 @@ def _sum_without_data(s: _Sum) -> Result:
         echoes = []
         for i, n in enumerate(t.nodes):
             axes = s.gone[i] | summed_axes(t, i)
-            node = n._replace(dims=s.blank(n.dims))
-            layer = not (t.bent or t.curved) and bool(own_axes(node) or node.parts)
+            layer = not (t.bent or t.curved) and bool(axes_of(s.blank(n.dims)) or n.parts)
             trace.use([n.param], "constant" if layer else "statistic", axes=axes)
-            echo = Echo("statistic", node.dims, foreign(s.value.shape), fan_in=axes)
-            echoes.append((echo, frozenset({n.param})))
+            echoes.append(_statistic(s, n, axes))
         return [], echoes
     partial = [
         i for i in summed_nodes if not is_all(trace, t.nodes[i], s.at(t.nodes[i].dims), s.gone[i])
@@ -260,6 +256,12 @@ def _sum_without_data(s: _Sum) -> Result:
         edge.append((CONSTANT, NONE))
     unsure = Why.PARTLY if partial else t.unsure
     return [s.rest()._replace(edges=t.edges | {frozenset(edge)}, unsure=unsure)], []
+
+
+def _statistic(s: _Sum, n: Node, axes: AxisSet, rows: Dims | None = None, why: str = "") -> Echo:
+    """What is left of a parameter that was summed by itself over some axes."""
+    rows = foreign(s.value.shape) if rows is None else rows
+    return Echo(frozenset({n.param}), "statistic", s.blank(n.dims), rows, fan_in=axes, pending=why)
 
 
 def _sum_bent(s: _Sum) -> Result:
@@ -274,9 +276,7 @@ def _sum_bent(s: _Sum) -> Result:
     if not (s.gone[0] & shared and axes_of(s.blank(node.dims)) - shared):
         s.trace.use(t.params, "elementwise")
         return [], []
-    dims, rows = s.blank(node.dims), s.blank(t.data)
-    echo = Echo("statistic", dims, rows, fan_in=s.gone[0], pending=Why.BENT_PRODUCT)
-    return [], [(echo, frozenset({node.param}))]
+    return [], [_statistic(s, node, s.gone[0], s.blank(t.data), Why.BENT_PRODUCT)]
 
 
 def _sum_beside_data(s: _Sum, nodes: Sequence[int], constant: bool) -> Result:
@@ -284,10 +284,8 @@ def _sum_beside_data(s: _Sum, nodes: Sequence[int], constant: bool) -> Result:
     t, trace = s.t, s.trace
     if len(nodes) == 1 and not constant:
         (i,) = nodes
-        node = t.nodes[i]._replace(dims=s.blank(t.nodes[i].dims))
-        trace.use([node.param], "scalar")
-        echo = Echo("statistic", node.dims, foreign(s.value.shape), fan_in=s.gone[i])
-        return [], [(echo, frozenset({node.param}))]
+        trace.use([t.nodes[i].param], "scalar")
+        return [], [_statistic(s, t.nodes[i], s.gone[i])]
     weights = [i for i in nodes if s.alone(i)]
     if len(weights) != 1 or constant or t.edges:
         s.refuse(nodes, Why.BESIDE_DATA, {})
@@ -312,7 +310,7 @@ def _sum_with_data(s: _Sum) -> Result:
             node._replace(dims=without(s.blank(node.dims), s.blank(t.data))),
             s.blank(t.data),
         )
-        return [], [(left, frozenset({node.param}))]
+        return [], [left]
     by_constants = t.constants is not None and any(has_axes(d) for d in s.at(t.constants))
     through = by_constants and any(CONSTANT in dict(edge) for edge in t.edges)
     if roots and through:
@@ -452,13 +450,8 @@ def _without_outputs(s: _Sum, fan_in: dict[int, AxisSet]) -> Result:
         return _settled(s, fan_in, single)
     if not s.dot and not t.edges and t.data is not None:
         # In a norm, the mean is subtracted from what it is the mean of.
-        rows = s.blank(t.data)
         echoes = [
-            (
-                Echo("statistic", s.blank(n.dims), rows, fan_in=s.gone[i], pending=Why.SCALE),
-                frozenset({n.param}),
-            )
-            for i, n in enumerate(t.nodes)
+            _statistic(s, n, s.gone[i], s.blank(t.data), Why.SCALE) for i, n in enumerate(t.nodes)
         ]
         return [], echoes
     s.refuse([i for i in fan_in if i != CONSTANT], Why.SCALE, fan_in)
@@ -500,7 +493,7 @@ def _settled(s: _Sum, fan_in: dict[int, AxisSet], weights: Sequence[int]) -> Res
                 left = left._replace(whole=s.blank(n.dims), fan_in=fan_in[i])
             if of_shards(s.trace, n, s.at(n.dims), s.gone[i]):
                 left = left._replace(pending=Why.PARTLY)  # until it is summed over the shards
-            echoes.append((left, frozenset(t.params if left.network else [n.param])))
+            echoes.append(left)
         else:
             s.trace.use([n.param], "lookup" if t.picked else "elementwise")
     return [], echoes
@@ -513,9 +506,7 @@ def _lacks(s: _Sum, i: int) -> AxisSet:
     return long_axes(s.trace.shapes[node.param]) - there - summed_axes(s.t, i)
 
 
-def _sum_echo(
-    trace: "Walk", e: Echo, params: frozenset[int], over: Sequence[int], weighted: bool
-) -> Echo:
+def _sum_echo(trace: "Walk", e: Echo, over: Sequence[int], weighted: bool) -> Echo:
     """An activation summed over digits of a parameter: refused if it is used as a weight is."""
     blank = _blank(over)
     at = lambda dims: tuple([dims[d] for d in over])  # noqa: E731
@@ -532,12 +523,12 @@ def _sum_echo(
     if e.how == "added" and not e.repeated and (weighted or not by_data):
         # Summed away whole it may be a penalty, which is evidence of nothing.
         over_all = not (weighted or axes_of(rest.dims))
-        trace.use(params, "scalar" if over_all else "elementwise")
+        trace.use(e.params, "scalar" if over_all else "elementwise")
     stay = axes_of(rest.dims) | e.cut
     if e.how == "added" and e.bent:
         shared = met(e.dims, e.rows)
         if gone & shared and stay - shared:
-            trace.refuse(params, Why.BENT_SUM, gone)
+            trace.refuse(e.params, Why.BENT_SUM, gone)
     if by_data:
         assert e.data is not None
         shared = NONE if e.others is None else met(rest.dims, blank(e.others))
@@ -549,11 +540,11 @@ def _sum_echo(
         if weighted:
             pass
         elif e.how == "statistic":
-            trace.refuse(params, Why.STATISTIC, gone)
+            trace.refuse(e.params, Why.STATISTIC, gone)
         elif e.network:
-            trace.refuse(params, Why.EITHER)
+            trace.refuse(e.params, Why.EITHER)
         elif first or not batch or (not repeated and (stay - shared or e.ones or noise)):
-            trace.refuse(params, Why.MADE if e.how == "used" else Why.GATED, gone)
+            trace.refuse(e.params, Why.MADE if e.how == "used" else Why.GATED, gone)
         elif e.how == "used" and stay - shared:
             rest = rest._replace(twice=True)
     return rest

@@ -6,7 +6,7 @@ where they come in: on that side of a parameter lies its fan-in, on the others i
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .digits import NONE, AxisSet, Dims, axes_of, besides, is_whole, met, varying, without
 from .reasons import Why
@@ -136,7 +136,7 @@ def with_slices_joined(trace: "Walk", value: Value, final: bool = True) -> Value
         if t.unrolled and t.data is not None:
             groups.setdefault(t.nodes[0].param, []).append(t)
     gone: list[Term] = []
-    echoes: list[Any] = list(value.echoes.items())
+    echoes = list(value.echoes)
     for p, group in groups.items():
         parts = {t.nodes[0].parts for t in group}
         axes = NONE.union(*[part.axes for some in parts for part in some])
@@ -160,23 +160,25 @@ def with_slices_joined(trace: "Walk", value: Value, final: bool = True) -> Value
     return value._replace(terms=terms, echoes=regrouped(echoes))
 
 
-def contracted(trace: "Walk", t: Term, fan_in: AxisSet) -> tuple[Echo, frozenset[int]]:
+def contracted(trace: "Walk", t: Term, fan_in: AxisSet) -> Echo:
     """Notes that a product of one parameter and data is summed over axes it does not show."""
     node = t.nodes[0]
     assert t.data is not None
     record_weight(trace, t, 0, fan_in, own_axes(node) - met(node.dims, t.data))
     node = node._replace(parts=frozenset(), dims=without(node.dims, t.data))
-    return used(trace, t, node, t.data), frozenset({node.param})
+    return used(trace, t, node, t.data)
 
 
 def used(trace: "Walk", t: Term, node: Node, rows: Dims) -> Echo:
     """What is left of a weight in the product of a contraction."""
+    network = bool(t.edges) and not t.merged
     return Echo(
+        frozenset(t.params if network else [node.param]),
         "used",
         node.dims,
         rows,
         ones=1 in trace.shapes[node.param],
-        network=bool(t.edges) and not t.merged,
+        network=network,
         learned=t.learned,
         cut=NONE.union(*[part.axes for part in node.parts]),
         parts=node.parts,

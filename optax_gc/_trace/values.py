@@ -7,10 +7,9 @@ the value is an activation, and an `Echo` remembers the parameter's digits in it
 contraction over them can be refused.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from .digits import NONE, AxisSet, Dim, Dims, Shape, axes_of, foreign, has_axes, vary, varying
@@ -124,8 +123,9 @@ class Term(NamedTuple):
 
 
 class Echo(NamedTuple):
-    """What is left of a parameter in a value after its use is known: digits of its own axes."""
+    """What is left of parameters in a value after their use is known: digits of their own axes."""
 
+    params: frozenset[int]
     how: str  # "used": contracted with data; "added" to data; "statistic": summed by itself
     dims: Dims
     rows: Dims  # along which the data varied that it met
@@ -142,11 +142,11 @@ class Echo(NamedTuple):
     twice: bool = False  # contracted with data again
     parts: frozenset[Part] = frozenset()  # slices of it that were used
     sliced: frozenset[Part] = frozenset()  # slices of what is left of it
-    seen: int = 0  # if so, what the data was computed from
-    loops: frozenset[Hashable] = frozenset()  # and what carries it
     pending: str = ""  # why it has to be refused, unless it turns out to scale its own parameter
     fan_in: AxisSet = NONE
     whole: Dims | None = None  # its digits with those that the data shared, until it is settled
+    seen: int = 0  # if slices were used, what the data was computed from
+    loops: frozenset[Hashable] = frozenset()  # and what carries it
 
     def moved(self, f: Move, data: Move | None = None) -> "Echo":
         """The echo after an operation that moves elements, those of data by `data` if given."""
@@ -160,9 +160,6 @@ class Echo(NamedTuple):
         )
 
 
-Echoes = Mapping[Echo, frozenset[int]]
-
-
 class Value(NamedTuple):
     """What is known about one variable of the jaxpr."""
 
@@ -170,7 +167,7 @@ class Value(NamedTuple):
     kind: Kind = Kind.CONSTANT
     varies: Dims = ()  # along which constants and inputs vary
     terms: tuple[Term, ...] = ()
-    echoes: Echoes = MappingProxyType({})
+    echoes: tuple[Echo, ...] = ()
     seen: int = 0  # the parameters that went into it, a bit each
     loops: frozenset[Hashable] = frozenset()  # that it is carried by, or computed from what is
     blurred: str = ""  # made from inputs alone by an operation that is not known, and which
@@ -201,7 +198,7 @@ class Value(NamedTuple):
             shape=shape,
             varies=f(self.varies),
             terms=tuple([term(t) for t in self.terms]),
-            echoes=regrouped([(echo(e), ps) for e, ps in self.echoes.items()]),
+            echoes=regrouped([echo(e) for e in self.echoes]),
             counts=None if self.counts is None else f(self.counts),
             one_hot=None if self.one_hot is None else f(self.one_hot),
         )
@@ -211,7 +208,7 @@ class Value(NamedTuple):
         kind = Kind.CONSTANT if self.kind == Kind.PARAMETER else self.kind
         if kind == self.kind and not self.terms and not self.echoes:
             return self
-        return self._replace(kind=kind, varies=self.support, terms=(), echoes={}, unknown=False)
+        return self._replace(kind=kind, varies=self.support, terms=(), echoes=(), unknown=False)
 
     def plain(self) -> "Value":
         """The value as something that is no iota, one-hot or known number any more."""
@@ -230,25 +227,21 @@ class Value(NamedTuple):
         return dims
 
 
-def regrouped(echoes: Iterable[tuple[Echo, frozenset[int]]]) -> Echoes:
-    """Echoes that came out equal, together; and without those that have no digits left."""
-    if not echoes:
-        return {}
-    result: dict[Echo, frozenset[int]] = {}
-    origins: dict[Echo, list[Echo]] = {}
-    for e, params in echoes:
+def regrouped(echoes: Iterable[Echo]) -> tuple[Echo, ...]:
+    """Echoes that are alike as one, and without those that have no digits left."""
+    result: list[Echo] = []
+    for e in echoes:
         cut = e.sliced or (e.parts and e.data is None)
         if not (cut or e.pending or any([has_axes(dim) for dim in e.dims])):
             continue
-        if e.parts:
-            plain = e._replace(seen=0, loops=frozenset())
-            origins.setdefault(plain, []).append(e)
-            e = plain
-        result[e] = result[e] | params if e in result else params
-    for plain, found in origins.items():
-        seen, loops = _origin(found)
-        result[plain._replace(seen=seen, loops=loops)] = result.pop(plain)
-    return result
+        for i, f in enumerate(result):
+            if e[1:-2] == f[1:-2] and (e.parts or e[-2:] == f[-2:]):
+                seen, loops = _origin((e, f))
+                result[i] = f._replace(params=e.params | f.params, seen=seen, loops=loops)
+                break
+        else:
+            result.append(e)
+    return tuple(result)
 
 
 def _origin(found: Iterable[Term | Echo]) -> tuple[int, frozenset[Hashable]]:

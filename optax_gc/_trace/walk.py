@@ -166,9 +166,9 @@ class Walk:
         for v in values:
             seen |= v.seen
             self.refuse_all(v, why)
-            for e, params in v.echoes.items():
+            for e in v.echoes:
                 if could_be_weight(e):
-                    self.refuse(params, why)
+                    self.refuse(e.params, why)
         loops = frozenset().union(*(v.loops for v in values))
         # It might be a one-hot, which looks rows up instead of being summed with a weight.
         blurred = "" if seen else why
@@ -193,11 +193,11 @@ class Walk:
                     settle_network(self, t)
                 else:
                     self.use(t.params, "returned")
-            for e, params in value.echoes.items():
+            for e in value.echoes:
                 if e.pending:
-                    self.refuse(params, e.pending, e.fan_in)
+                    self.refuse(e.params, e.pending, e.fan_in)
                 elif e.how == "added" and not e.repeated:
-                    self.use(params, "elementwise")
+                    self.use(e.params, "elementwise")
 
 
 _MOST_ELEMENTS = 1 << 16  # a constant larger than that is not looked into

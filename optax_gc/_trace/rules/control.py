@@ -128,7 +128,8 @@ def _fixpoint(
 
 def _equal(a: Sequence[Value], b: Sequence[Value]) -> bool:
     return all(
-        x._replace(terms=()) == y._replace(terms=()) and set(x.terms) == set(y.terms)
+        x._replace(terms=(), echoes=()) == y._replace(terms=(), echoes=())
+        and (set(x.terms), set(x.echoes)) == (set(y.terms), set(y.echoes))
         for x, y in zip(a, b, strict=True)
     )
 
@@ -149,13 +150,13 @@ def _summed_by_loop(
       seen: the parameters that anything carried was computed from before the loop.
     """
     terms, slices = [], []
-    sliced = {e: ps for e, ps in value.echoes.items() if any(q.key == key for q in e.sliced)}
-    echoes = [pair for pair in value.echoes.items() if pair[0] not in sliced]
+    sliced = tuple(e for e in value.echoes if any(part.key == key for part in e.sliced))
+    echoes = [e for e in value.echoes if e not in sliced]
 
-    for e, params in value.echoes.items():
+    for e in value.echoes:
         if any(part.key == key or _within(part.key, key) for part in e.parts):
             carried = key in e.loops
-            unseen = [p for p in params if not (carried and (e.seen & ~seen) >> p & 1)]
+            unseen = [p for p in e.params if not (carried and (e.seen & ~seen) >> p & 1)]
             trace.refuse(unseen, Why.SLICES)
     for t in value.terms:
         new = {
@@ -185,7 +186,7 @@ def _summed_by_loop(
         steps = _stacked(steps, (length, *value.shape), key, length)
         total = summed(trace, steps, (0,))
         terms += total.terms
-        echoes += total.echoes.items()
+        echoes += total.echoes
     return value._replace(terms=once(terms), echoes=regrouped(echoes))
 
 

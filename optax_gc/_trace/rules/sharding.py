@@ -65,9 +65,9 @@ def _whole(trace: "Walk", value: Value, shape: tuple[int, ...], split: tuple[Nam
     for d, names in enumerate(split):
         if names:
             value = _joined(value, d, names, shape[d])
-    for e, params in value.echoes.items():
+    for e in value.echoes:
         if e.pending and any(_is_mesh(part) for part in e.parts):
-            trace.refuse(params, e.pending)
+            trace.refuse(e.params, e.pending)
     return value
 
 
@@ -127,11 +127,11 @@ def _shows(values: tuple[Value, ...]) -> bool:
 
 def _summed(value: Value, names: tuple[Any, ...]) -> Value:
     echoes = []
-    for e, params in value.echoes.items():
+    for e in value.echoes:
         done = frozenset(part for part in e.parts if _is_mesh(part, *names))
         left = e.parts - done
         pending = e.pending if any(map(_is_mesh, left)) or not done else ""
-        echoes.append((e._replace(parts=left, pending=pending), params))
+        echoes.append(e._replace(parts=left, pending=pending))
     return value._replace(echoes=regrouped(echoes))
 
 
