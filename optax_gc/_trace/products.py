@@ -108,23 +108,11 @@ def _hot(a: Value, b: Value) -> Dims | None:
 
 def _times(a: Value, b: Value) -> list[Term]:
     """The terms of `a`, times what is no parameter in `b`."""
+    if not a.terms:
+        return []
     if b.kind == Kind.DATA:
-        return [
-            t._replace(
-                data=b.support if chosen or t.data is None else vary(t.data, b.support),
-                rows=None if chosen else t.data,
-                last=b.support,
-                hot=_hot_together(t, b, chosen),
-                loops=t.loops | b.loops,
-                seen=t.seen | b.seen,
-                learned=t.learned or b.learned,
-                blurred=t.blurred or b.blurred,
-            )
-            if not (_is_own_statistic(t, b) or (t.bent and t.data is not None))
-            else t
-            for t in a.terms
-            for chosen in [t.is_rows]
-        ]
+        support = b.support
+        return [_with_data(t, b, support) for t in a.terms]
     constant = any([has_axes(dim) for dim in b.varies])
     if b.terms and not constant:
         return [] if a.kind != Kind.DATA else _scaled(a, b)
@@ -136,18 +124,33 @@ def _times(a: Value, b: Value) -> list[Term]:
     ]
 
 
+def _with_data(t: Term, b: Value, support: Dims) -> Term:
+    """A term times data, of which the support is given."""
+    if (t.bent and t.data is not None) or _is_own_statistic(t, b, support):
+        return t
+    chosen = t.is_rows
+    return t._replace(
+        data=support if chosen or t.data is None else vary(t.data, support),
+        rows=None if chosen else t.data,
+        last=support,
+        hot=_hot_together(t, b, chosen),
+        loops=t.loops | b.loops,
+        seen=t.seen | b.seen,
+        learned=t.learned or b.learned,
+        blurred=t.blurred or b.blurred,
+    )
+
+
 def _hot_together(t: Term, b: Value, chosen: bool) -> Dims | None:
     if chosen or t.data is None:
         return b.one_hot
     return vary(t.hot, b.one_hot) if t.hot is not None and b.one_hot is not None else None
 
 
-def _is_own_statistic(t: Term, data: Value) -> bool:
+def _is_own_statistic(t: Term, data: Value, support: Dims) -> bool:
     """Whether a product with data is scaled by what was summed from that product."""
-    of_it = t.data is not None and not besides(data.support, t.support)
-    return of_it and all(
-        data.seen >> n.param & 1 and besides(n.dims, data.support) for n in t.nodes
-    )
+    of_it = t.data is not None and not besides(support, t.support)
+    return of_it and all(data.seen >> n.param & 1 and besides(n.dims, support) for n in t.nodes)
 
 
 def _scaled(a: Value, b: Value) -> list[Term]:
@@ -159,18 +162,17 @@ def _scaled(a: Value, b: Value) -> list[Term]:
 
 
 def _gated(a: Value, b: Value) -> Sequence[Echo]:
-    if b.kind != Kind.DATA:
+    if b.kind != Kind.DATA or not a.echoes:
         return a.echoes
     found: list[Echo] = []
+    support, raw = b.support, not b.seen
     for e in a.echoes:
-        e = e._replace(
-            data=b.support if e.data is None else vary(e.data, b.support), raw=not b.seen
-        )
+        e = e._replace(data=support if e.data is None else vary(e.data, support), raw=raw)
         itself = frozenset(p for p in e.params if b.seen >> p & 1)
         if itself:
             found.append(e._replace(params=itself))
         if rest := e.params - itself:
-            others = b.support if e.others is None else vary(e.others, b.support)
+            others = support if e.others is None else vary(e.others, support)
             found.append(e._replace(params=rest, others=others))
     return found
 
@@ -250,8 +252,9 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape) -> Value:
             if joins and e.how == "statistic":
                 trace.use(e.params, "scalar")
                 e = Echo(e.params, "added", e.dims, rows)
-            biases = [o for o in values if o.kind == Kind.PARAMETER and e.whole is not None]
-            if e.whole and any(met(e.whole, o.support) - axes(e) for o in biases):
+            if e.whole is not None and any(
+                met(e.whole, o.support) - axes(e) for o in values if o.kind == Kind.PARAMETER
+            ):
                 e = e._replace(whole=None)  # a bias of its own says that the batch is one
             echoes.append(e)
         if joins and v.terms:

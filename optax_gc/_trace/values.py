@@ -220,6 +220,8 @@ class Value(NamedTuple):
     def support(self) -> Dims:
         """Along which dimensions it varies, whatever the reason."""
         dims = self.varies
+        if dims == varying(self.shape):
+            return dims
         for t in self.terms:
             dims = vary(dims, t.support)
         for e in self.echoes:
