@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from trace_support import Untold, answers, f32, i32, linen, outcomes
+from trace_support import REFUSED, Untold, answers, f32, i32, linen, outcomes
 
 W, X, IDS = f32(8, 6), f32(3, 8), i32(3)
 ONES = np.ones((3, 8), np.float32)
@@ -126,14 +126,38 @@ def test_a_product_of_two_weights_is_told_apart_through_a_constant(fn):
     assert answers(fn, LOW_RANK, X) == {"a": (0,), "b": (0,)}
 
 
-@pytest.mark.xfail(strict=True, reason="the second factor is taken for what has no fan-in")
-def test_a_product_of_two_weights_of_which_one_is_repeated_over_heads():
-    def fn(p, x):
-        repeated = jnp.broadcast_to(p["b"][:, None], (2, 3, 4))
-        return einsum("td,dhk->thk", x, einsum("dr,rhk->dhk", p["a"], repeated))
+HEADS = lambda b: jnp.broadcast_to(b[:, None], (2, 3, 4))  # noqa: E731
+NORMED = lambda w: w / jnp.linalg.norm(w, axis=0)  # noqa: E731
 
-    expected = {"a": Untold((0,)), "b": Untold((0,))}
-    assert answers(fn, LOW_RANK, X) == outcomes(expected)
+
+@pytest.mark.parametrize(
+    ("fn", "refused"),
+    [
+        (lambda p, x: x @ (p["a"] @ NORMED(p["b"])), "ab"),
+        (lambda p, x: x @ (p["a"] @ jnp.tanh(p["b"])), "ab"),
+        (lambda p, x: jnp.tanh(x) @ (p["a"] @ NORMED(p["b"])), "ab"),
+        (lambda p, x: x @ (p["w"] + p["a"] @ NORMED(p["b"])), "abw"),
+        (lambda p, x: x @ (NORMED(p["a"]) @ p["b"]), "a"),
+        (lambda p, x: x @ (NORMED(p["a"]) @ NORMED(p["b"])), ""),
+        (lambda p, x: x @ (p["w"] + NORMED(p["a"]) @ p["b"]), "aw"),
+        (
+            lambda p, x: einsum("td,dhk->thk", x, einsum("dr,rhk->dhk", p["a"], HEADS(p["b"]))),
+            "ab",
+        ),
+        (
+            lambda p, x: einsum(
+                "td,dhk->thk",
+                x,
+                p["w"][:, None] + einsum("dr,rhk->dhk", p["a"], HEADS(p["b"])),
+            ),
+            "abw",
+        ),
+    ],
+)
+def test_a_low_rank_weight_of_which_a_factor_looks_like_latents_is_not_taken_for_those(fn, refused):
+    found = answers(fn, LOW_RANK | {"w": f32(8, 4)} if "w" in refused else LOW_RANK, X)
+    assert {name for name, axes in found.items() if axes == REFUSED} == set(refused)
+    assert all(axes == (0,) for axes in found.values() if axes != REFUSED)
 
 
 def test_a_weight_and_a_vector_that_scales_constants_are_not_told_apart():

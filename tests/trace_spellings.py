@@ -754,14 +754,14 @@ dots("latents with a bias after their projection",
      LATENTS | {"bias": f32(4)}, SEQUENCE, **LATENT, bias=())
 dots("latents with a normalization before their projection",
      lambda dot, p, x: cross(dot, dot("ld,dk->lk", layer_norm(p["latents"]), p["q"]), p, x),
-     LATENTS, SEQUENCE, sums=UNTOLD, **LATENT)
+     LATENTS, SEQUENCE, **LATENT | UNTOLD)
 dots("latents with a layer norm before their projection",
      lambda dot, p, x: cross(
          dot, dot("ld,dk->lk", layer_norm(p["latents"], p["scale"], p["bias"]), p["q"]), p, x),
      LATENTS | {"scale": f32(6), "bias": f32(6)}, SEQUENCE, **LATENT, scale=(), bias=())
 dots("latents with a nonlinearity before their projection",
      lambda dot, p, x: cross(dot, dot("ld,dk->lk", jnp.tanh(p["latents"]), p["q"]), p, x),
-     LATENTS, SEQUENCE, sums=UNTOLD, **LATENT)
+     LATENTS, SEQUENCE, **LATENT | UNTOLD)
 dots("latents with a norm of queries after their projection",
      lambda dot, p, x: cross(dot, layer_norm(dot("ld,dk->lk", p["latents"], p["q"]), p["scale"], p[
          "bias"]), p, x),

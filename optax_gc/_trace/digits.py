@@ -22,7 +22,8 @@ class Factor(NamedTuple):
 
     size: int
     axes: AxisSet = NONE  # of the parameter; empty if the parameter is repeated along the digit
-    stride: int | None = 1  # along the one axis; None if positions were shuffled
+    # Along the one axis; None if positions were shuffled, 0 if constants chose them (some twice).
+    stride: int | None = 1
     whole: bool = False  # shuffled or padded, but each index of `axes` occurs exactly once
 
 
@@ -44,6 +45,11 @@ def foreign(shape: Shape) -> Dims:
 def lost(size: int, axes: AxisSet, whole: bool = False) -> Dim:
     """A dimension that holds `axes` at positions no longer known."""
     return (Factor(size, axes, None, whole),) if axes else foreign((size,))[0]
+
+
+def chosen(size: int, axes: AxisSet) -> Dim:
+    """A dimension of positions of `axes` that constants chose, such as rows of a table."""
+    return (Factor(size, axes, 0),) if axes else foreign((size,))[0]
 
 
 def axes_of(dims: Iterable[Sequence[Factor]]) -> AxisSet:

@@ -136,7 +136,7 @@ def _with_data(t: Term, b: Value, support: Dims) -> Term:
         hot=_hot_together(t, b, chosen),
         loops=t.loops | b.loops,
         seen=t.seen | b.seen,
-        learned=t.learned or b.learned,
+        learned=t.learned | b.learned,
         blurred=t.blurred or b.blurred,
     )
 
@@ -209,7 +209,7 @@ def _product(s: Term, t: Term) -> Term:
         blurred=s.blurred or t.blurred,
         merged=s.merged or t.merged,
         unsure=s.unsure or t.unsure,
-        learned=s.learned or t.learned,
+        learned=s.learned | t.learned,
     )
 
 
@@ -248,6 +248,7 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape) -> Value:
             for other in values:
                 if other is not v:
                     rows = vary(rows, other.support)
+        settled = any([_shows_rows(e, v, values) for e in v.echoes if e.learned])
         for e in v.echoes:
             if joins and e.how == "statistic":
                 trace.use(e.params, "scalar")
@@ -256,7 +257,7 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape) -> Value:
                 met(e.whole, o.support) - axes(e) for o in values if o.kind == Kind.PARAMETER
             ):
                 e = e._replace(whole=None)  # a bias of its own says that the batch is one
-            echoes.append(e)
+            echoes.append(e._replace(learned=frozenset()) if settled else e)
         if joins and v.terms:
             of_data = [e for other in values if other is not v for e in other.echoes]
             for t in v.terms:
@@ -282,6 +283,17 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape) -> Value:
     elif kind == Kind.PARAMETER and len(result.terms) > 1:
         result = _with_evidence(trace, result)
     return tidied(trace, result)
+
+
+def _shows_rows(e: Echo, v: Value, values: Sequence[Value]) -> bool:
+    """Whether what is added to a product of parameters says that it is an activation.
+
+    That is a vector, the same for all its rows, or something for each example.
+    """
+    vectors = [o.support for o in values if o.kind == Kind.PARAMETER]
+    examples = [o.support for o in values if o.kind == Kind.DATA and o is not v]
+    of_layer = e.how == "used" and any(not met(dims, e.rows) for dims in vectors)
+    return of_layer or any(besides(dims, v.support) for dims in examples)
 
 
 def _is_unknown(value: Value) -> bool:
@@ -374,12 +386,13 @@ def added(trace: "Walk", t: Term, rows: Dims, echoes: Sequence[Echo] = ()) -> li
     node = t.nodes[0]
     repeated = besides(rows, node.dims)
     products = [e for e in echoes if e.how == "used"]
+    learned = frozenset().union(*(e.learned for e in products if met(e.rows, node.dims)))
     scalar = not repeated and not any(node.param in e.params for e in products)
     layer = any(met(node.dims, e.dims) == own_axes(node) for e in products)
     if t.picked is None and not scalar:
         trace.use([node.param], "elementwise")
     itself = frozenset({node.param})
-    return [Echo(itself, "added", node.dims, rows, repeated=repeated, layer=layer)]
+    return [Echo(itself, "added", node.dims, rows, repeated=repeated, layer=layer, learned=learned)]
 
 
 def bend(trace: "Walk", values: Sequence[Value], shape: Shape) -> Value:

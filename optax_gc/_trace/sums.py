@@ -99,9 +99,9 @@ def _with_rows(
 
     of_a, of_b = shows(a, a_onto, b_onto), shows(b, b_onto, a_onto)
     if any(of_a) and not any(of_b):
-        a = as_activation(trace, a, [d for d in a_onto[n:] if d is not None], of_a[0])
+        a = as_activation(trace, a, [d for d in a_onto[n:] if d is not None], sure=False)
     elif any(of_b) and not any(of_a):
-        b = as_activation(trace, b, [d for d in b_onto[n:] if d is not None], of_b[0])
+        b = as_activation(trace, b, [d for d in b_onto[n:] if d is not None], sure=False)
     return a, b
 
 
@@ -205,10 +205,10 @@ class _Sum:
         if self.t.data is None:
             return axes_of(dims)
         # Rows of a table that are chosen for pairs of positions are in both, and no outputs.
-        rows = frozenset(a for dim in dims for f in dim if f.stride is None for a in f.axes)
+        rows = frozenset(a for dim in dims for f in dim if f.stride == 0 for a in f.axes)
         data = self.blank(self.t.data)
         cut = [part.dim for part in self.t.nodes[i].parts]
-        pairs = rows & frozenset(a for dim in cut for f in dim if f.stride is None for a in f.axes)
+        pairs = rows & frozenset(a for dim in cut for f in dim if f.stride == 0 for a in f.axes)
         return axes_of(without(dims, data)) - (rows & met(dims, data)) - pairs
 
     def shared(self, i: int) -> AxisSet:
@@ -471,7 +471,7 @@ def _is_scale(s: _Sum, fan_in: dict[int, AxisSet]) -> bool:
 
 def _is_table(dims: Dims) -> bool:
     """Whether some axis occurs in several dimensions: rows of a table, chosen for pairs."""
-    axes = [a for dim in dims for f in dim if f.stride is None and not f.whole for a in f.axes]
+    axes = [a for dim in dims for f in dim if f.stride == 0 for a in f.axes]
     return len(axes) > len(set(axes))
 
 
@@ -543,7 +543,9 @@ def _sum_echo(trace: "Walk", e: Echo, over: Sequence[int], weighted: bool) -> Ec
             trace.refuse(e.params, Why.STATISTIC, gone)
         elif e.network:
             trace.refuse(e.params, Why.EITHER)
-        elif first or not batch or (not repeated and (stay - shared or e.ones or noise)):
+        elif not batch:
+            trace.refuse(e.params | e.learned, Why.EITHER, gone)
+        elif first or (not repeated and (stay - shared or e.ones or noise)):
             trace.refuse(e.params, Why.MADE if e.how == "used" else Why.GATED, gone)
         elif e.how == "used" and stay - shared:
             rest = rest._replace(twice=True)

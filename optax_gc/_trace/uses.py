@@ -243,7 +243,7 @@ def refuse_pair(trace: "Walk", t: Term, i: int) -> None:
 
 
 def as_activation(
-    trace: "Walk", value: Value, over: Sequence[int] = (), repeated: bool = False
+    trace: "Walk", value: Value, over: Sequence[int] = (), sure: bool = True
 ) -> Value:
     """A value made of parameters alone that turned out to be an activation.
 
@@ -251,7 +251,7 @@ def as_activation(
       trace: the walk, which records uses.
       value: the value.
       over: the dimensions that a weight is contracted with.
-      repeated: whether it is known by being repeated along a batch.
+      sure: whether nothing of it could be a weight.
     """
     for t in value.terms:
         last = [i for i, n in enumerate(t.nodes) if axes_of(n.dims[d] for d in over)]
@@ -261,4 +261,11 @@ def as_activation(
             continue
         for i in range(len(t.nodes)):
             refuse_pair(trace, t, i)
-    return value._replace(kind=Kind.DATA, varies=varying(value.shape), terms=(), learned=repeated)
+    rows = varying(value.shape)
+    made = value._replace(kind=Kind.DATA, varies=rows, terms=())
+    if sure:
+        return made
+    nodes = [n for t in value.terms for n in t.nodes]
+    left = [Echo(p := frozenset({n.param}), "added", n.dims, rows, learned=p) for n in nodes]
+    learned = frozenset(n.param for n in nodes)
+    return made._replace(echoes=regrouped([*value.echoes, *left]), learned=learned)

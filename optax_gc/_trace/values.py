@@ -68,7 +68,7 @@ class Term(NamedTuple):
     merged: bool = False  # added to a parameter of the same shape: an update of it
     unsure: str = ""  # why it would have to be refused as a weight
     blurred: str = ""  # the data is made from inputs alone by an operation that is not known
-    learned: bool = False  # the data is made of parameters alone, and repeated along a batch
+    learned: frozenset[int] = frozenset()  # the parameters that the data is, by evidence of its own
     unrolled: bool = False  # added to a product of another slice of it with data
     loops: frozenset[Hashable] = frozenset()  # that the data is carried by
     seen: int = 0  # the parameters that the data was computed from, a bit each
@@ -136,7 +136,7 @@ class Echo(NamedTuple):
     repeated: bool = True  # when it met that data, along some digit of that
     layer: bool = False  # that data is a product with another parameter: it is its bias
     ones: bool = False  # the parameter has an axis of length 1, which may be its one output
-    learned: bool = False  # that data is made of parameters alone, and repeated along a batch
+    learned: frozenset[int] = frozenset()  # the parameters that this data is
     network: bool = False  # used in a product with other parameters
     cut: AxisSet = NONE  # axes of which a slice or a step of a loop shows one position
     twice: bool = False  # contracted with data again
@@ -171,7 +171,9 @@ class Value(NamedTuple):
     seen: int = 0  # the parameters that went into it, a bit each
     loops: frozenset[Hashable] = frozenset()  # that it is carried by, or computed from what is
     blurred: str = ""  # made from inputs alone by an operation that is not known, and which
-    learned: bool = False  # an activation made of parameters alone, and repeated along a batch
+    # The parameters of an activation made of them alone, told by a norm or by being repeated along
+    # what may be a batch. Contracted with data, it could be a weight all the same.
+    learned: frozenset[int] = frozenset()
     unknown: bool = False  # made of parameters by an operation that is not known
     counts: Dims | None = None  # an iota, and along which dimensions
     one_hot: Dims | None = None  # along which dimensions it has a single one

@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..digits import Dims, Factor, Shape, axes_of, foreign, has_axes, lost, vary
+from ..digits import NONE, Dims, Factor, Shape, axes_of, chosen, foreign, has_axes, lost, vary
 from ..jaxprs import shape_of
 from ..reasons import Why
 from ..values import Echo, Kind, Node, Part, Term, Value, without_dim
@@ -165,7 +165,7 @@ def gather(trace: "Walk", eqn: Any, value: Value, indices: Value) -> Value:
         if not by_data:  # positions that constants chose could still be contracted over
             for i in batch:
                 varies = shape[i] > 1 and has_axes(rows[i])
-                result[i] = lost(shape[i], axes) if varies else foreign((shape[i],))[0]
+                result[i] = chosen(shape[i], axes if varies else NONE)
         for d, i in offsets.items():
             result[i] = dims[d] if d not in looked_up else lost(shape[i], axes_of((dims[d],)))
         for d, i in paired.items():
