@@ -51,7 +51,7 @@ FIELDS = (
     "gradients",  # bytes, of all chips together
     "shard",  # bytes of them on one chip, as is all that follows
     "moved",  # bytes that the entry computation reads from main memory and writes there
-    "temporaries",  # bytes
+    "temporaries",  # bytes; on a TPU the gaps between arrays count twice
     "peak",  # bytes, arguments and results included
     "collectives",  # how many
     "collective_bytes",

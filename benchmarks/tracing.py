@@ -3,8 +3,9 @@
     python benchmarks/tracing.py [--csv FILE] [--models NAME ...] [--rounds N]
 
 Models are unrolled and are only shapes. The two take turns, on a fresh function each time, so that
-no trace is found in a cache; a ratio is the median over the rounds of one's seconds over the
-other's in the same round, with the least and the greatest beside it.
+no trace is found in a cache, and with the collector of garbage off, as in timeit. A ratio is the
+median over the rounds of one's seconds over the other's in the same round, with the least and the
+greatest beside it.
 """
 
 import argparse
@@ -218,11 +219,14 @@ MODELS: dict[str, Callable[[], Model]] = {
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    """The time of one run, with nothing left to be collected before it."""
+    """The time of one run, before and during which no garbage is collected."""
     gc.collect()
+    gc.disable()
     start = time.perf_counter()
     run()
-    return time.perf_counter() - start
+    elapsed = time.perf_counter() - start
+    gc.enable()
+    return elapsed
 
 
 def row(name: str, rounds: int) -> dict[str, Any]:

@@ -429,7 +429,10 @@ def test_what_a_gradient_within_the_function_computes_is_backward_and_a_scope_so
             forward = jnp.exp(x)
         return forward, jax.grad(lambda x: jnp.sin(jnp.square(x)))(x)
 
-    backward = {e.primitive.name: jaxprs.is_backward(e) for e in equations(jax.make_jaxpr(f)(1.0))}
+    backward = {
+        e.primitive.name: jaxprs.is_backward(jaxprs.name_stack(e))
+        for e in equations(jax.make_jaxpr(f)(1.0))
+    }
     assert not backward["exp"] and not backward["square"] and not backward["cos"]
     assert backward["mul"]
 
@@ -439,7 +442,7 @@ def test_the_scope_of_an_equation_names_the_modules_it_is_in():
         with jax.named_scope("encoder"), jax.named_scope("layer"):
             return jnp.exp(x)
 
-    assert jaxprs.scope(only("exp", f, X)) == "encoder/layer"
+    assert str(jaxprs.name_stack(only("exp", f, X))) == "encoder/layer"
 
 
 def through_a_scan(w, x):
@@ -469,6 +472,6 @@ def test_a_parameter_that_is_not_known_is_refused_by_name(name, parameter, f, mo
 
 
 def test_a_parameter_that_is_gone_is_refused_by_name(monkeypatch):
-    monkeypatch.setitem(jaxprs._REQUIRED, "dot_general", ["dimension_numbers", "extent"])
+    monkeypatch.setitem(jaxprs._REQUIRED, "dot_general", {"dimension_numbers", "extent"})
     with pytest.raises(ValueError, match="'s dot_general has no parameter 'extent'"):
         axes_from_trace(lambda params, x: x @ params["w"], {"w": W}, X)

@@ -116,6 +116,6 @@ def test_layers_rolled_into_a_loop_get_the_axes_of_layers_in_a_row(layer, loop):
         step = jax.checkpoint(step) if "remat" in loop else step
         return jax.lax.scan(step, x, stacked)[0]
 
-    original, found = answers(in_a_row, params, f32(3, 8)), answers(rolled, params, f32(3, 8))
+    original = answers(in_a_row, params, f32(3, 8))
     assert REFUSED not in original.values()
-    assert all(found[path] in (axes, REFUSED) for path, axes in original.items())
+    assert answers(rolled, params, f32(3, 8)) == original

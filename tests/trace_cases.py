@@ -1,6 +1,6 @@
 """The layers whose answers are known: (name, expected answers, how to build them).
 
-An expected answer is a tuple of axes, REFUSED, or a set of those where either is right.
+An expected answer is a tuple of axes, REFUSED where nobody can tell, or Untold.
 """
 
 import equinox as eqx
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 from flax import nnx
-from trace_support import REFUSED, equinox, f32, haiku, i32, keras_, linen, nnx_
+from trace_support import REFUSED, Untold, equinox, f32, haiku, i32, keras_, linen, nnx_
 
 CASES = []
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -837,7 +837,7 @@ raw(
     lambda p, x: x @ (p["w"] @ np.ones((6, 7), np.float32)),
     {"w": f32(8, 6)},
     X,
-    w={(0,), REFUSED},
+    w=Untold((0,)),
 )
 raw(
     "row 32: a weight transposed in every step of a scan",
@@ -870,7 +870,7 @@ raw(
     CONDITIONAL,
     f32(4, 8),
     router=(0,),
-    w={(1,), REFUSED},
+    w=Untold((1,)),
 )
 raw(
     "row 34: gated experts mixed by a sum",
@@ -878,7 +878,7 @@ raw(
     CONDITIONAL,
     f32(4, 8),
     router=(0,),
-    w={(1,), REFUSED},
+    w=Untold((1,)),
 )
 raw(
     "row 34: gated convolution kernels",
@@ -897,20 +897,20 @@ raw(
     lambda p, x: x @ (np.ones((2, 4, 6), np.float32) * p["s"]).reshape(8, 6),
     {"s": f32(2, 1, 6)},
     X,
-    s={(), REFUSED},
+    s=Untold(()),
 )
 raw(
     "row 35: rank-1 CP factors",
     lambda p, x: x @ (p["a"][:, None] * p["b"]),
     {"a": f32(8), "b": f32(5)},
     X,
-    a={(), REFUSED},
-    b={(), REFUSED},
+    a=Untold((0,)),
+    b=(),
 )
 raw(
     "row 35: circulant gathers",
     lambda p, x: x @ p["c"][(np.arange(8)[:, None] - np.arange(8)) % 8],
     {"c": f32(8)},
     X,
-    c={(), REFUSED},
+    c=Untold((0,)),
 )

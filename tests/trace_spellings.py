@@ -1,8 +1,10 @@
-"""Programs in many spellings: (name, build, the one expected answer of each parameter).
+"""Programs in many spellings: (name, build, the one expectation of each parameter).
 
 The answers are thought through by the definition: a weight's fan-in is the axes of it that index
 the layer's input and are summed against it; biases, scales, embeddings and positions have none.
-What is the same expression for two readings is refused.
+What is the same expression for two readings is REFUSED. Untold is what people know and the trace
+does not tell from others: a bias of a mixture from a weight with gated updates, a readout of states
+from what made them, blocks of a fan-in that are summed one by one.
 """
 
 import equinox as eqx
@@ -10,41 +12,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from trace_support import REFUSED, f32, i32
+from trace_support import REFUSED, Untold, f32, i32
 
 CASES = []
-REFUSABLE = {}  # name of a case: parameters of it of which a refusal is allowed as well
 P = jax.sharding.PartitionSpec
 
-
-# Programs whose answer people know, and that the trace does not tell from others: a bias of a
-# mixture from a weight with gated updates, a readout of states from what made them, raw latents
-# from weights, blocks of a fan-in that are summed one by one.
-UNTOLD = (
-    "S4D as a recurrence",
-    "biases of mixed experts",
-    "blocks of a fan-in",
-    "latents in a batch",
-    "latents with a nonlinearity before their projection",
-    "latents with a normalization before their projection",
-    "relative positions of pairs: one-hots",
-    "vmap as a row-parallel layer",
-)
-if jax.__version_info__ < (0, 8):  # whose pmap is an operation of its own, as is jnp.diag's scatter
-    UNTOLD += ("pmap", "a diagonal matrix of a scale")
+# Before JAX 0.8, pmap is an operation without a rule, and jnp.diag repeats a vector along the rows
+# of its matrix, not along the columns.
+since_0_8 = tuple if jax.__version_info__ >= (0, 8) else Untold
 
 
-def may_refuse(name, path):
-    """Whether a refusal is allowed in place of the expected answer."""
-    return path in REFUSABLE.get(name, ()) or name.startswith(UNTOLD)
-
-
-def case(name, fn, params, *args, refusable=(), **expected):
-    """Adds a program; `refusable` is True, or names the parameters that may be refused instead."""
-    assert name not in REFUSABLE and all(name != other for other, *_ in CASES), name
+def case(name, fn, params, *args, **expected):
+    """Adds a program with the expectation of each parameter."""
+    assert all(name != other for other, *_ in CASES), name
     CASES.append((name, lambda: (fn, params, *args), expected))
-    if refusable:
-        REFUSABLE[name] = tuple(expected) if refusable is True else tuple(refusable)
 
 
 # Spellings of one contraction.
@@ -92,16 +73,18 @@ DOTS = {
 }
 
 
-def dots(name, fn, params, *args, spellings=tuple(DOTS), refusable=(), **expected):
-    """Adds fn(dot, params, *args) in every spelling of its contractions."""
+def dots(name, fn, params, *args, spellings=tuple(DOTS), sums=None, **expected):
+    """Adds fn(dot, params, *args) in every spelling of its contractions.
+
+    `sums` is what else is expected where they are products and sums.
+    """
     for spelling in spellings:
         case(
             f"{name}: {spelling}",
             lambda p, *args, dot=DOTS[spelling]: fn(dot, p, *args),
             params,
             *args,
-            refusable=refusable,
-            **expected,
+            **expected | (sums or {} if "product and sum" in spelling else {}),
         )
 
 
@@ -123,7 +106,7 @@ ROWS = {
 }
 
 
-def rows(name, fn, params, *args, refusable=(), **expected):
+def rows(name, fn, params, *args, **expected):
     """Adds fn(row, params, *args) in every spelling of a row."""
     for spelling, row in ROWS.items():
         case(
@@ -131,7 +114,6 @@ def rows(name, fn, params, *args, refusable=(), **expected):
             lambda p, *args, row=row: fn(row, p, *args),
             params,
             *args,
-            refusable=refusable,
             **expected,
         )
 
@@ -304,7 +286,7 @@ dots("a constant basis times a weight",
 case("LoRA of a convolution",
      lambda p, x: conv2d(x, p["w"] + jnp.einsum("hwir,ro->hwio", p["a"], p["b"])),
      {"w": f32(3, 3, 4, 6), "a": f32(3, 3, 4, 2), "b": f32(2, 6)}, f32(2, 9, 8, 4),
-     refusable="ab", w=(0, 1, 2), a=(0, 1, 2), b=(0,))
+     w=(0, 1, 2), a=(0, 1, 2), b=(0,))
 case("LoRA for every head",
      lambda p, x: jnp.einsum("btd,dhk->bthk", x, p["w"] + jnp.einsum("dr,rhk->dhk", p["a"], p[
          "b"])),
@@ -313,7 +295,7 @@ case("LoRA for every head",
 case("DoRA",
      lambda p, x: (lambda v: x @ (v / jnp.linalg.norm(v, axis=0) * p["m"]))(
          p["w"] + p["a"] @ p["b"]),
-     {"w": W, **LOW, "m": f32(6)}, X, refusable="wab", w=(0,), a=(0,), b=(0,), m=())
+     {"w": W, **LOW, "m": f32(6)}, X, w=(0,), a=(0,), b=(0,), m=())
 case("a product of a weight and its transpose", lambda p, x: x @ (p["a"] @ p["a"].T),
     LOW | {"a": f32(8, 2)},
      X, a=REFUSED, b=())
@@ -344,7 +326,7 @@ def s4d_recurrent(dot):
 for spelling, dot in DOTS.items():
     case(f"S4D as a recurrence: {spelling}", s4d_recurrent(dot),
          {"log_a": f32(8, 4), "b": f32(8, 4), "c": f32(8, 4)}, f32(5, 3, 8),
-         refusable=("log_a", "b"), log_a=(), b=(), c=(1,))
+         log_a=Untold(()), b=Untold(()), c=Untold((1,)))
 case("S4D's readout by a product and a sum",
      lambda p, h: (h * p["c"]).sum(-1) + p["d"] * h[..., 0],
      {"c": f32(8, 4), "d": f32(8)}, f32(3, 8, 4), c=(1,), d=())
@@ -407,18 +389,18 @@ rows("layers of a stack with residuals",
 rows("blocks of a fan-in",
      lambda row, p, x: sum(row(x.reshape(3, 2, 4).swapaxes(0, 1), i)
                            @ row(p["w"].reshape(2, 4, 6), i) for i in range(2)),
-     {"w": W}, X, w=(0,))
+     {"w": W}, X, w=Untold((0,)))
 rows("blocks of a fan-in, each bent",
      lambda row, p, x: sum(jnp.tanh(row(x.reshape(3, 2, 4).swapaxes(0, 1), i)
                                     @ row(p["w"].reshape(2, 4, 6), i)) for i in range(2)),
      {"w": W}, X, w=REFUSED)
 rows("experts added up",
      lambda row, p, x: sum(x @ row(p["w"], i) + row(p["b"], i) for i in range(3)),
-     {"w": f32(3, 8, 6), "b": f32(3, 6)}, X, refusable="w", w=(1,), b=())
+     {"w": f32(3, 8, 6), "b": f32(3, 6)}, X, w=Untold((1,)), b=())
 rows("heads whose outputs are added, each its own part of the input",
      lambda row, p, x: sum(row(x.reshape(3, 2, 4).swapaxes(0, 1), i) @ row(p["w"], i)
                            for i in range(2)),
-     {"w": f32(2, 4, 6)}, X, refusable="w", w=(0, 1))
+     {"w": f32(2, 4, 6)}, X, w=Untold((0, 1)))
 case("a short convolution by a helper of product and tap",
      lambda p, x: sum(tap_of(shifted(x, k), p["taps"], k) for k in range(4)) @ p["out"],
      TAPS, SEQUENCE, taps=(0,), out=(0,))
@@ -452,22 +434,23 @@ def looped_taps(x, taps):
 
 TWO = {"a": f32(4, 8), "b": f32(5, 8), "out": W}
 for loop_name, conv in (("a scan", scanned_taps), ("a fori_loop", looped_taps)):
+    answer = Untold if loop_name == "a fori_loop" else tuple
     for how, helper in (("", conv), (", jitted", jax.jit(conv))):
         name = f"taps in {loop_name} of a helper{how}"
         case(name, lambda p, x, h=helper: h(x, p["taps"]) @ p["out"], TAPS, SEQUENCE,
-             refusable=("taps",), taps=(0,), out=(0,))
+             taps=answer((0,)), out=(0,))
         case(name + ", twice",
              lambda p, x, h=helper: jnp.tanh(h(jnp.tanh(h(x, p["a"])), p["b"])) @ p["out"],
-             TWO, SEQUENCE, refusable="ab", a=(0,), b=(0,), out=(0,))
+             TWO, SEQUENCE, a=answer((0,)), b=answer((0,)), out=(0,))
         case(name + ", twice with one shape",
              lambda p, x, h=helper: jnp.tanh(h(jnp.tanh(h(x, p["a"])), p["b"])) @ p["out"],
-             TWO | {"b": f32(4, 8)}, SEQUENCE, refusable="ab", a=(0,), b=(0,), out=(0,))
+             TWO | {"b": f32(4, 8)}, SEQUENCE, a=answer((0,)), b=answer((0,)), out=(0,))
         case(name + ", twice under jit",
              jax.jit(lambda p, x, h=helper: jnp.tanh(h(jnp.tanh(h(x, p["a"])), p["b"])) @ p["out"]),
-             TWO | {"b": f32(4, 8)}, SEQUENCE, refusable="ab", a=(0,), b=(0,), out=(0,))
+             TWO | {"b": f32(4, 8)}, SEQUENCE, a=answer((0,)), b=answer((0,)), out=(0,))
         case(name + ", twice with the same taps",
              lambda p, x, h=helper: jnp.tanh(h(jnp.tanh(h(x, p["taps"])), p["taps"])) @ p["out"],
-             TAPS, SEQUENCE, refusable=("taps",), taps=(0,), out=(0,))
+             TAPS, SEQUENCE, taps=Untold((0,)), out=(0,))
 
 # A matmul blocked over its fan-in.
 for how, loop in LOOPS.items():
@@ -475,12 +458,12 @@ for how, loop in LOOPS.items():
          lambda p, x, loop=loop: loop(
              lambda c, wx: (c + wx[1] @ wx[0], 0.0), jnp.zeros((3, 6)),
              (p["w"].reshape(2, 4, 6), x.reshape(3, 2, 4).swapaxes(0, 1)))[0],
-         {"w": W}, X, refusable=True, w=(0,))
+         {"w": W}, X, w=Untold((0,)))
     case(f"blocks of a fan-in in a loop, then a nonlinearity: {how}",
          lambda p, x, loop=loop: jnp.tanh(loop(
              lambda c, wx: (c + wx[1] @ wx[0], 0.0), jnp.zeros((3, 6)),
              (p["w"].reshape(2, 4, 6), x.reshape(3, 2, 4).swapaxes(0, 1)))[0] + p["b"]),
-         {"w": W, "b": f32(6)}, X, refusable="w", w=(0,), b=())
+         {"w": W, "b": f32(6)}, X, w=Untold((0,)), b=())
     case(f"layers in a loop: {how}",
          lambda p, x, loop=loop: loop(lambda h, w: (jnp.tanh(h @ w), 0.0), x, p["w"])[0],
          {"w": f32(3, 8, 8)}, X, w=(1,))
@@ -514,7 +497,7 @@ for how, hot in ONE_HOTS.items():
          {"e": f32(11, 8), "w": W}, i32(3, 7), e=(), w=(0,))
     case(f"a lookup by one-hots and a product and a sum: {how}",
          lambda p, i, hot=hot: jnp.tanh((hot(i, 11)[..., None] * p["e"]).sum(-2)) @ p["w"],
-         {"e": f32(11, 8), "w": W}, i32(3, 7), refusable="e", e=(), w=(0,))
+         {"e": f32(11, 8), "w": W}, i32(3, 7), e=(), w=(0,))
     case(f"a lookup by one-hots of a table with its entries last: {how}",
          lambda p, i, hot=hot: jnp.tanh(jnp.einsum("btv,dv->btd", hot(i, 11), p["e"])) @ p["w"],
          {"e": f32(8, 11), "w": W}, i32(3, 7), e=(), w=(0,))
@@ -539,21 +522,21 @@ for how, hot in ONE_HOTS.items():
     case(f"a convolution of width one over one-hots: {how}",
          lambda p, i, hot=hot: lax.conv_general_dilated(
              hot(i, 11), p["k"], (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")),
-         {"k": f32(1, 11, 7)}, i32(2, 9), refusable=True, k=())
+         {"k": f32(1, 11, 7)}, i32(2, 9), k=())
     case(f"one-hots beside features: {how}",
          lambda p, i, x, hot=hot: jnp.concatenate([hot(i, 5), x], -1) @ p["w"],
          {"w": f32(13, 6)}, i32(3), X, w=(0,))
     case(f"an expert chosen by one-hots: {how}",
          lambda p, i, x, hot=hot: jnp.einsum("bi,bio->bo", x,
              jnp.einsum("be,eio->bio", hot(i, 4), p["w"])),
-         {"w": f32(4, 8, 6)}, i32(3), X, refusable=True, w=(1,))
+         {"w": f32(4, 8, 6)}, i32(3), X, w=(1,))
     case(f"a bias chosen by one-hots: {how}",
          lambda p, i, x, hot=hot: jnp.tanh(x @ p["w"] + hot(i, 4) @ p["b"]),
          {"w": W, "b": f32(4, 6)}, i32(3), X, w=(0,), b=())
     case(f"a pair looked up by one-hots: {how}",
          lambda p, i, j, hot=hot: jnp.einsum(
              "bw,bwd->bd", hot(j, 7), jnp.einsum("bv,vwd->bwd", hot(i, 5), p["e"])),
-         {"e": f32(5, 7, 8)}, i32(3), i32(3), refusable=True, e=())
+         {"e": f32(5, 7, 8)}, i32(3), i32(3), e=())
 case("positions of constants by one-hots", lambda p, x: x + jax.nn.one_hot(np.arange(7), 9) @ p[
     "e"],
      {"e": f32(9, 8)}, SEQUENCE, e=())
@@ -626,26 +609,26 @@ case("positions scaled and translated by constants",
 case("positions scaled and translated by inputs",
      lambda p, x, scale: (x + jax.image.scale_and_translate(
          p["pos"], (6, 7, 12), (0, 1), scale, jnp.zeros(2), "linear")) @ p["w"],
-     {"pos": f32(5, 5, 12), "w": f32(12, 8)}, GRID, f32(2), refusable=("pos",), pos=(), w=(0,))
+     {"pos": f32(5, 5, 12), "w": f32(12, 8)}, GRID, f32(2), pos=Untold(()), w=(0,))
 case("positions scaled and translated by inputs for each image",
      lambda p, x, scale: jax.vmap(lambda x, scale: jnp.tanh(x + jax.image.scale_and_translate(
          p["pos"], (6, 7, 12), (0, 1), scale, jnp.zeros(2), "linear")) @ p["w"])(x, scale),
-     {"pos": f32(5, 5, 12), "w": f32(12, 8)}, GRID, f32(2, 2), refusable=("pos",), pos=(), w=(0,))
+     {"pos": f32(5, 5, 12), "w": f32(12, 8)}, GRID, f32(2, 2), pos=Untold(()), w=(0,))
 dots("positions interpolated at coordinates that are inputs",
      lambda dot, p, x, a, b: jnp.tanh(
          x + dot("btw,btwc->btc", b, dot("bth,hwc->btwc", a, p["pos"]))) @ p["w"],
      {"pos": f32(6, 5, 24), "w": f32(24, 8)}, f32(2, 7, 24), f32(2, 7, 6), f32(2, 7, 5),
-     refusable=("pos",), pos=(), w=(0,))
+     pos=Untold(()), w=(0,))
 case("positions gathered at corners and mixed by weights that are inputs",
      lambda p, x, i, f: jnp.tanh(x + (1 - f)[..., None] * p["pos"][i]
                                  + f[..., None] * p["pos"][i + 1]) @ p["w"],
-     {"pos": f32(9, 8), "w": W}, SEQUENCE, i32(2, 7), f32(2, 7), refusable=("pos",), pos=(), w=(0,))
+     {"pos": f32(9, 8), "w": W}, SEQUENCE, i32(2, 7), f32(2, 7), pos=(), w=(0,))
 FLEX = np.random.default_rng(2).normal(size=(16, 9)).astype(np.float32)
 case("a patch kernel resized by a constant pseudo-inverse",
      lambda p, x: lax.conv_general_dilated(
          x, jnp.einsum("ab,bio->aio", FLEX, p["k"].reshape(9, 3, 6)).reshape(4, 4, 3, 6), (4, 4),
          "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")),
-     {"k": f32(3, 3, 3, 6)}, f32(2, 8, 12, 3), refusable=True, k=(0, 1, 2))
+     {"k": f32(3, 3, 3, 6)}, f32(2, 8, 12, 3), k=Untold((0, 1, 2)))
 
 # Relative positions.
 OFFSETS = np.arange(7)[:, None] - np.arange(7) + 6
@@ -667,10 +650,10 @@ for how, lookup in {
 }.items():
     case(f"relative positions of pairs: {how}", pairs(lookup),
         {"q": f32(8, 2, 4), "rel": f32(13, 4)},
-         SEQUENCE, q=(0,), rel=())
+         SEQUENCE, q=(0,), rel=Untold(()) if how == "one-hots" else ())
 case("relative positions of pairs, of a table resized",
      pairs(lambda r: jax.image.resize(r, (13, 4), "linear")[OFFSETS]),
-     {"q": f32(8, 2, 4), "rel": f32(9, 4)}, SEQUENCE, refusable=("rel",), q=(0,), rel=())
+     {"q": f32(8, 2, 4), "rel": f32(9, 4)}, SEQUENCE, q=(0,), rel=Untold(()))
 
 
 def axial(p, x):  # x (batch, height, width, features)
@@ -743,7 +726,7 @@ IMPLICIT = {"w1": f32(3, 5), "b1": f32(5), "f1": f32(5), "w2": f32(5, 4), "b2": 
             "f2": f32(4), "w3": f32(4, 8), "skip": f32(8), "out": W}
 for how, conv in (("an FFT", fft_convolved), ("a Toeplitz matrix", toeplitz_convolved)):
     case(f"an implicit filter, convolved by {how}", conv, IMPLICIT, SEQUENCE,
-         refusable=("w3",), w1=(0,), b1=(), f1=(), w2=(0,), b2=(), f2=(), w3=(0,), skip=(),
+         w1=(0,), b1=(), f1=(), w2=(0,), b2=(), f2=(), w3=(0,), skip=(),
          out=(0,))
 
 
@@ -762,6 +745,7 @@ def cross(dot, q, p, x):
 
 LATENTS = {"latents": f32(5, 6), "q": f32(6, 4), "k": f32(8, 4), "v": f32(8, 4)}
 LATENT = {"latents": (), "q": (0,), "k": (0,), "v": (0,)}
+UNTOLD = {"latents": Untold(()), "q": Untold((0,))}  # which is the weight, the trace does not tell
 dots("raw latents and their projection", lambda dot, p, x: cross(dot, dot("ld,dk->lk", p["latents"],
     p["q"]), p, x),
      LATENTS, SEQUENCE, **LATENT | {"latents": REFUSED, "q": REFUSED})
@@ -770,14 +754,14 @@ dots("latents with a bias after their projection",
      LATENTS | {"bias": f32(4)}, SEQUENCE, **LATENT, bias=())
 dots("latents with a normalization before their projection",
      lambda dot, p, x: cross(dot, dot("ld,dk->lk", layer_norm(p["latents"]), p["q"]), p, x),
-     LATENTS, SEQUENCE, **LATENT)
+     LATENTS, SEQUENCE, **LATENT | UNTOLD)
 dots("latents with a layer norm before their projection",
      lambda dot, p, x: cross(
          dot, dot("ld,dk->lk", layer_norm(p["latents"], p["scale"], p["bias"]), p["q"]), p, x),
      LATENTS | {"scale": f32(6), "bias": f32(6)}, SEQUENCE, **LATENT, scale=(), bias=())
 dots("latents with a nonlinearity before their projection",
      lambda dot, p, x: cross(dot, dot("ld,dk->lk", jnp.tanh(p["latents"]), p["q"]), p, x),
-     LATENTS, SEQUENCE, **LATENT)
+     LATENTS, SEQUENCE, **LATENT | UNTOLD)
 dots("latents with a norm of queries after their projection",
      lambda dot, p, x: cross(dot, layer_norm(dot("ld,dk->lk", p["latents"], p["q"]), p["scale"], p[
          "bias"]), p, x),
@@ -785,11 +769,11 @@ dots("latents with a norm of queries after their projection",
 dots("latents in a batch",
      lambda dot, p, x: cross(
          dot, dot("bld,dk->blk", jnp.broadcast_to(p["latents"], (2, 5, 6)), p["q"]), p, x),
-     LATENTS, SEQUENCE, **LATENT)
+     LATENTS, SEQUENCE, sums=UNTOLD, **LATENT)
 dots("latents with positions of constants",
      lambda dot, p, x: cross(
          dot, dot("ld,dk->lk", p["latents"] + np.ones((5, 6), np.float32), p["q"]), p, x),
-     LATENTS, SEQUENCE, refusable=("latents", "q"), **LATENT)
+     LATENTS, SEQUENCE, **LATENT | UNTOLD)
 
 
 def set_attention(p, x):
@@ -871,8 +855,8 @@ def tabpfn(p, x, y):  # x (rows, columns), y (rows,)
 
 case("tables of cells with learned columns", tabpfn,
      SELF | {"value": f32(6), "b": f32(6), "target": f32(6), "column": f32(5, 3), "up": f32(3, 6),
-             "bu": f32(6)}, f32(7, 4), f32(7), refusable=("column", "up"),
-     **SELF_AXES, value=(), b=(), target=(), column=(), up=(0,), bu=())
+             "bu": f32(6)}, f32(7, 4), f32(7),
+     **SELF_AXES, value=(), b=(), target=(), column=Untold(()), up=Untold((0,)), bu=())
 
 
 # Attention that the trace cannot look into.
@@ -940,10 +924,10 @@ for how, attend in {
 # Biases and gains.
 case("biases of mixed experts",
      lambda p, x, g: jnp.einsum("bke,bk->be", jnp.einsum("bi,kie->bke", x, p["w"]) + p["b"], g),
-     {"w": f32(4, 8, 6), "b": f32(4, 6)}, X, f32(3, 4), w=(1,), b=())
+     {"w": f32(4, 8, 6), "b": f32(4, 6)}, X, f32(3, 4), w=Untold((1,)), b=Untold(()))
 case("biases of mixed experts by a product and a sum",
      lambda p, x, g: ((jnp.einsum("bi,kie->bke", x, p["w"]) + p["b"]) * g[..., None]).sum(1),
-     {"w": f32(4, 8, 6), "b": f32(4, 6)}, X, f32(3, 4), w=(1,), b=())
+     {"w": f32(4, 8, 6), "b": f32(4, 6)}, X, f32(3, 4), w=Untold((1,)), b=Untold(()))
 case("biases of mixed experts with a router",
      lambda p, x: jnp.einsum("bke,bk->be", jax.nn.relu(jnp.einsum("bi,kie->bke", x, p["w"]) + p[
          "b"]),
@@ -975,7 +959,7 @@ case("a modulated convolution by groups",
          (p["w"] * s[:, None, None, :, None]).transpose(1, 2, 3, 0, 4).reshape(3, 3, 4, 14),
          (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=2)
      .reshape(9, 8, 2, 7) + p["bias"],
-     {"w": f32(3, 3, 4, 7), "bias": f32(7)}, f32(2, 9, 8, 4), f32(2, 4), refusable="w",
+     {"w": f32(3, 3, 4, 7), "bias": f32(7)}, f32(2, 9, 8, 4), f32(2, 4),
      w=(0, 1, 2), bias=())
 
 # Experts chosen by index, and ragged products.
@@ -983,7 +967,7 @@ case("experts chosen by index", lambda p, x, i: jnp.einsum("bi,bio->bo", x, p["w
      {"w": f32(4, 8, 6), "b": f32(4, 6)}, X, i32(3), w=(1,), b=())
 case("experts chosen by index, by a product and a sum",
      lambda p, x, i: (x[..., None] * jnp.take(p["w"], i, axis=0)).sum(1),
-     {"w": f32(4, 8, 6)}, X, i32(3), refusable=True, w=(1,))
+     {"w": f32(4, 8, 6)}, X, i32(3), w=(1,))
 case("the experts with the highest gates",
      lambda p, x: (lambda g, i: jnp.einsum("bk,bko->bo", jax.nn.softmax(g), jax.nn.relu(
          jnp.einsum("bi,bkio->bko", x, p["w"][i]) + p["b"][i])))(*lax.top_k(x @ p["r"], 2)),
@@ -1007,14 +991,14 @@ case("ragged_dot_general with outputs first",
      f32(10, 8), i32(4), w=(2,))
 case("ragged_dot_general of a ragged batch",
      lambda p, x, n: jnp.tanh(lax.ragged_dot_general(x, p["w"], n, RAGGED_BATCH)),
-     {"w": f32(5, 8, 6)}, f32(5, 3, 8), i32(4), refusable=True, w=(1,))
+     {"w": f32(5, 8, 6)}, f32(5, 3, 8), i32(4), w=(1,))
 case("ragged_dot_general of ragged sums, in which every group has a part of the fan-in",
      lambda p, x, n: jnp.tanh(lax.ragged_dot_general(x, p["w"], n, RAGGED_CONTRACTING)),
      {"w": W}, X, i32(4), w=REFUSED)
 case("ragged_dot_general of activations",
      lambda p, x, n: jnp.tanh(lax.ragged_dot_general(jnp.tanh(x @ p["u"]).T, x @ p["w"], n,
                                                      RAGGED_CONTRACTING)),
-     {"u": f32(8, 5), "w": W}, f32(10, 8), i32(4), refusable=True, u=(0,), w=(0,))
+     {"u": f32(8, 5), "w": W}, f32(10, 8), i32(4), u=(0,), w=(0,))
 
 
 # Inside shard_map and pmap.
@@ -1026,21 +1010,21 @@ def on_mesh(fn, in_specs, out_specs):
 BATCH = f32(4, 8)
 
 
-def meshed(name, fn, w_spec, x_spec, out_spec, w=W, x=BATCH, refusable=(), axes=(0,)):
+def meshed(name, fn, w_spec, x_spec, out_spec, w=W, x=BATCH, axes=(0,)):
     """A layer fn(w, x) inside shard_map, alone and between a layer and a nonlinearity."""
     case(f"shard_map: {name}", lambda p, x: on_mesh(fn, (w_spec, x_spec), out_spec)(p["w"], x),
-         {"w": w}, x, refusable=refusable, w=axes)
+         {"w": w}, x, w=axes)
     case(f"shard_map: {name}, jitted",
          jax.jit(lambda p, x: jnp.tanh(on_mesh(jax.jit(fn), (w_spec, x_spec), out_spec)(p["w"],
              x))),
-         {"w": w}, x, refusable=refusable, w=axes)
+         {"w": w}, x, w=axes)
     if axes == REFUSED:
         return
     case(f"shard_map: {name}, between layers",
          lambda p, x: jnp.tanh(
              on_mesh(fn, (w_spec, x_spec), out_spec)(p["w"], jnp.tanh(x @ p["u"])) + p["b"]),
          {"u": f32(5, 8), "w": w, "b": f32(w.shape[-1])}, f32(*x.shape[:-1], 5),
-         refusable="w" if refusable else (), u=(0,), w=axes, b=())
+         u=(0,), w=axes, b=())
 
 
 meshed("data parallel", lambda w, x: x @ w, P(), P("d"), P("d"))
@@ -1056,7 +1040,7 @@ meshed("row parallel by psum_scatter over the batch",
        P(None, "d"), P("d"))
 meshed("row parallel by all_gather and sum",
        lambda w, x: lax.all_gather(x @ w, "d").sum(0), P("d"), P(None, "d"), P(),
-       refusable=True)
+       axes=Untold((0,)))
 meshed("fully sharded, gathered along the inputs",
        lambda w, x: x @ lax.all_gather(w, "d", axis=0, tiled=True), P("d"), P("d"), P("d"))
 meshed("fully sharded, gathered along the outputs",
@@ -1064,14 +1048,14 @@ meshed("fully sharded, gathered along the outputs",
        P("d"))
 meshed("fully sharded, gathered as blocks",
        lambda w, x: jnp.einsum("bsi,sio->bo", x.reshape(-1, 2, 4), lax.all_gather(w, "d")), P("d"),
-       P("d"), P("d"), refusable=True)
+       P("d"), P("d"))
 meshed("a permuted batch", lambda w, x: lax.ppermute(x, "d", [(0, 1), (1, 0)]) @ w, P(), P("d"),
        P("d"))
 meshed("a permuted output", lambda w, x: lax.ppermute(x @ w, "d", [(0, 1), (1, 0)]), P(), P("d"),
        P("d"))
 meshed("a permuted kernel of other outputs",
        lambda w, x: x @ lax.ppermute(w, "d", [(0, 1), (1, 0)]), P(None, "d"), P(), P(None, "d"),
-       refusable=True)
+       axes=Untold((0,)))
 
 
 def ring(w, x):
@@ -1083,10 +1067,10 @@ def ring(w, x):
     return y
 
 
-meshed("a ring of blocks of the fan-in", ring, P("d"), P("d"), P("d"), refusable=True)
+meshed("a ring of blocks of the fan-in", ring, P("d"), P("d"), P("d"), axes=Untold((0,)))
 meshed("features exchanged by all_to_all",
        lambda w, x: lax.all_to_all(x, "d", 1, 0, tiled=True) @ w, P("d"), P("d"), P("d"),
-       refusable=True, axes=REFUSED)
+       axes=REFUSED)
 meshed("a batch exchanged by all_to_all",
        lambda w, x: lax.all_to_all(x, "d", 0, 1, tiled=True) @ w, P(), P(None, "d"), P("d"))
 meshed("a gathered batch", lambda w, x: lax.all_gather(x, "d", tiled=True) @ w, P(None, "d"),
@@ -1114,25 +1098,25 @@ case("shard_map: a vocabulary in parts",
      lambda p, i: on_mesh(
          lambda e, i: lax.psum(jnp.where(
              (i // 6 == lax.axis_index("d"))[..., None], e[i % 6], 0), "d"),
-         (P("d"), P()), P())(p["e"], i), {"e": f32(12, 8)}, i32(3, 7), refusable=True, e=())
+         (P("d"), P()), P())(p["e"], i), {"e": f32(12, 8)}, i32(3, 7), e=())
 case("pmap over examples", lambda p, x: jax.pmap(lambda x: jnp.tanh(x @ p["w"] + p["b"]))(x),
-     {"w": W, "b": f32(6)}, f32(2, 3, 8), w=(0,), b=())
+     {"w": W, "b": f32(6)}, f32(2, 3, 8), w=since_0_8((0,)), b=since_0_8(()))
 case("pmap of parameters that are passed",
      lambda p, x: jax.pmap(lambda p, x: jnp.tanh(x @ p["w"] + p["b"]), in_axes=(None, 0))(p, x),
-     {"w": W, "b": f32(6)}, f32(2, 3, 8), w=(0,), b=())
+     {"w": W, "b": f32(6)}, f32(2, 3, 8), w=since_0_8((0,)), b=since_0_8(()))
 case("pmap with a mean over devices",
      lambda p, x: jax.pmap(lambda x: lax.pmean(jnp.tanh(x @ p["w"]), "d"), axis_name="d")(x),
-     {"w": W}, f32(2, 3, 8), w=(0,))
+     {"w": W}, f32(2, 3, 8), w=since_0_8((0,)))
 case("pmap of replicas of parameters",
      lambda p, x: jax.pmap(lambda p, x: jnp.tanh(x @ p["w"] + p["b"]))(p, x),
-     {"w": f32(2, 8, 6), "b": f32(2, 6)}, f32(2, 3, 8), w=(1,), b=())
+     {"w": f32(2, 8, 6), "b": f32(2, 6)}, f32(2, 3, 8), w=since_0_8((1,)), b=since_0_8(()))
 case("vmap with a mean over an axis that is named",
      lambda p, x: jax.vmap(lambda x: lax.psum(jnp.tanh(x @ p["w"]), "d"), axis_name="d")(x),
      {"w": W}, f32(2, 3, 8), w=(0,))
 case("vmap as a row-parallel layer",
      lambda p, x: jax.vmap(lambda w, x: lax.psum(x @ w, "d"), (0, 1), axis_name="d")(
          p["w"].reshape(2, 4, 6), x.reshape(3, 2, 4))[0],
-     {"w": W}, X, w=(0,))
+     {"w": W}, X, w=Untold((0,)))
 
 # Loops of solvers.
 CELL = {"w": f32(8, 8), "b": f32(8), "out": W}
@@ -1298,16 +1282,16 @@ def filter_custom(fn):
 
 
 for how, wrap in WRAPPERS.items():
-    odd = how == "noinline"
+    answer = Untold if how == "noinline" else tuple  # which hides what is in it
     case(f"layers in {how}",
          lambda p, x, wrap=wrap: wrap(lambda x, w, b: jnp.tanh(x @ w + b))(
              wrap(lambda x, w, b: jnp.tanh(x @ w + b))(x, p["u"], p["bu"]), p["w"], p["b"]),
-         {"u": f32(5, 8), "bu": f32(8), "w": W, "b": f32(6)}, f32(3, 5), refusable=odd,
-         u=(0,), bu=(), w=(0,), b=())
+         {"u": f32(5, 8), "bu": f32(8), "w": W, "b": f32(6)}, f32(3, 5),
+         u=answer((0,)), bu=answer(()), w=answer((0,)), b=answer(()))
     case(f"one helper in {how}, for two layers of one shape",
          lambda p, x, wrap=wrap: (lambda f: f(f(x, p["u"]), p["w"]))(
              wrap(lambda x, w: jnp.tanh((x[..., None] * w).sum(-2)))),
-         {"u": f32(8, 8), "w": f32(8, 8)}, X, refusable=odd, u=(0,), w=(0,))
+         {"u": f32(8, 8), "w": f32(8, 8)}, X, u=answer((0,)), w=answer((0,)))
     case(f"a helper in {how}, for a weight and for its transpose",
          lambda p, x, wrap=wrap: (lambda f: f(f(x, p["w"]), p["w"].T))(
              wrap(lambda x, w: jnp.tanh(x @ w))),
@@ -1316,18 +1300,18 @@ for how, wrap in WRAPPERS.items():
          lambda p, x, g, wrap=wrap: jnp.einsum("bi,bio->bo", x, wrap(
              lambda w: w / jnp.sqrt((w**2).sum(1, keepdims=True)))(
                  jnp.einsum("be,eio->bio", g, p["w"]))),
-         {"w": f32(4, 8, 6)}, X, f32(3, 4), refusable=True, w=(1,))
+         {"w": f32(4, 8, 6)}, X, f32(3, 4), w=Untold((1,)))
     case(f"experts mixed in {how}",
          lambda p, x, g, wrap=wrap: jnp.einsum("bi,bio->bo", x, wrap(
              lambda g, w: jnp.einsum("be,eio->bio", g, w))(g, p["w"])),
-         {"w": f32(4, 8, 6)}, X, f32(3, 4), refusable=True, w=(1,))
+         {"w": f32(4, 8, 6)}, X, f32(3, 4), w=Untold((1,)))
     case(f"a weight normalized in {how}",
          lambda p, x, wrap=wrap: jnp.tanh(x @ wrap(lambda w: w / jnp.linalg.norm(w, axis=0))(p[
              "w"])),
-         {"w": W}, X, refusable=odd, w=(0,))
+         {"w": W}, X, w=answer((0,)))
     case(f"a weight transposed in {how}",
          lambda p, x, wrap=wrap: jnp.tanh(x @ wrap(lambda w: w.T)(p["w"])),
-         {"w": f32(6, 8)}, X, refusable=odd, w=(1,))
+         {"w": f32(6, 8)}, X, w=answer((1,)))
 
 
 # Operations that are seldom seen: exact, or refused for what they touch alone.
@@ -1391,7 +1375,7 @@ for how, after in AFTER.items():
          AROUND, f32(3, 5), u=(0,), bu=(), w=(0,), b=())
     case(f"a layer straight before an odd operation: {how}",
          lambda p, x, after=after: after(x @ p["w"] + p["b"]), {"w": W, "b": f32(6)}, X,
-         refusable=True, w=(0,), b=())
+         w=(0,), b=())
 case("pooling by a generic maximum between convolutions",
      lambda p, x: conv2d(lax.reduce_window(
          jnp.tanh(conv2d(x, p["k"]) + p["b"]), -1.0, lambda a, b: jnp.where(a > b, a, b),
@@ -1422,18 +1406,20 @@ OF_WEIGHTS = {
     "sorting of rows": lambda w: w[jnp.argsort(w[:, 0])],
     "a while_loop": lambda w: lax.while_loop(lambda w: (w**2).sum() > 1, lambda w: w @ w / 2, w),
 }
-SAME_INPUTS = ("a while_loop", "sorting of rows", "a generic reduction")  # axis 0 is in its place
+SAME_INPUTS = {  # of which axis 0 is in its place
+    "a while_loop": (0,), "sorting of rows": Untold((0,)), "a generic reduction": Untold((0,)),
+}
 for how, of in OF_WEIGHTS.items():
     case(f"a weight made by an odd operation: {how}",
          lambda p, x, of=of: jnp.tanh(jnp.tanh(jnp.tanh(x @ p["u"] + p["bu"]) @ of(p["v"])) @ p[
              "w"] + p["b"]),
-         AROUND | {"v": f32(8, 8)}, f32(3, 5), refusable="v" * (how in SAME_INPUTS),
-         u=(0,), bu=(), v=(0,) if how in SAME_INPUTS else REFUSED, w=(0,), b=())
+         AROUND | {"v": f32(8, 8)}, f32(3, 5),
+         u=(0,), bu=(), v=SAME_INPUTS.get(how, REFUSED), w=(0,), b=())
 case("an implicit layer solved by custom_linear_solve",
      lambda p, x: jnp.tanh(lax.custom_linear_solve(
          lambda z: z + 0.1 * z @ p["v"], jnp.tanh(x @ p["u"] + p["bu"]), lambda f, b: b - f(b),
          transpose_solve=lambda f, b: b - f(b)) @ p["w"] + p["b"]),
-     AROUND | {"v": f32(8, 8)}, f32(3, 5), refusable="v", u=(0,), bu=(), v=(0,), w=(0,), b=())
+     AROUND | {"v": f32(8, 8)}, f32(3, 5), u=(0,), bu=(), v=Untold((0,)), w=(0,), b=())
 case("a conjugate gradient before a layer",
      lambda p, x: jnp.tanh(jax.scipy.sparse.linalg.cg(
          lambda z: z + (x.T @ (x @ z)), jnp.tanh(x.T @ p["u"] + p["bu"]), maxiter=3)[0] @ p["w"]),
@@ -1469,7 +1455,7 @@ for how, both in {"first": lambda a, b: (a, b), "last": lambda a, b: (b, a)}.ite
 
 # One step from a layer: what shares its expression, or only looks like it.
 case("a diagonal matrix of a scale", lambda p, x: jnp.tanh(x @ jnp.diag(p["s"])) @ p["w"],
-     {"s": f32(8), "w": W}, X, refusable="s", s=(), w=(0,))
+     {"s": f32(8), "w": W}, X, s=Untold(()), w=since_0_8((0,)))
 case("a weight of which some rows are a bias",
      lambda p, x: (jnp.tanh(x @ p["w"]), jnp.tanh(x[:, :6] + p["w"][np.array([1, 2, 5])])),
      {"w": W}, X, w=REFUSED)
@@ -1483,10 +1469,10 @@ for how, penalty in {"vdot": lambda w: jnp.vdot(w, w), "a sum of squares": lambd
                      "a norm": jnp.linalg.norm, "a trace": lambda w: jnp.trace(w.T @ w)}.items():
     case(f"a penalty by {how} beside layers",
          lambda p, x, of=penalty: jnp.tanh(x @ p["w"] + p["b"]).mean() + 0.1 * of(p["w"]),
-         {"w": W, "b": f32(6)}, X, refusable="w", w=(0,), b=())
+         {"w": W, "b": f32(6)}, X, w=(0,), b=())
     case(f"a penalty by {how} of what is not used else",
          lambda p, x, of=penalty: jnp.tanh(x @ p["w"]).mean() + 0.1 * of(p["v"]),
-         {"w": W, "v": f32(8, 6)}, X, refusable="v", w=(0,), v=())
+         {"w": W, "v": f32(8, 6)}, X, w=(0,), v=())
 case("rows of one parameter as a weight and its bias",
      lambda p, x: jnp.tanh(x @ p["w"][:8] + p["w"][8]), {"w": f32(9, 6)}, X, w=REFUSED)
 case("ones beside the input in place of a bias",
@@ -1494,7 +1480,7 @@ case("ones beside the input in place of a bias",
      X, w=(0,))
 case("diagonal blocks of a weight in a log-determinant",
      lambda p, x: (jnp.tanh(x @ p["w"]), jnp.log(jnp.abs(jnp.diagonal(p["w"]))).sum()),
-     {"w": f32(8, 8)}, X, refusable=True, w=(0,))
+     {"w": f32(8, 8)}, X, w=(0,))
 case("a weight or its transpose, selected",
      lambda p, x: jnp.tanh(x @ jnp.where(x.sum() > 0, p["w"], p["w"].T)), {"w": f32(8, 8)}, X,
      w=REFUSED)
@@ -1523,17 +1509,17 @@ case("a table of a scale, a shift and a gate",
      SEQUENCE, t=())
 case("scales of residual branches of one table",
      lambda p, x: (lambda h: h + jnp.sin(h) * p["t"][1])(x + jnp.cos(x) * p["t"][0]),
-     {"t": f32(2, 8)}, SEQUENCE, refusable=True, t=())
+     {"t": f32(2, 8)}, SEQUENCE, t=())
 dots("a gated linear unit of a stack",
      lambda dot, p, x: jax.nn.sigmoid(dot("bi,io->bo", x, p["w"][0]))
      * dot("bi,io->bo", x, p["w"][1]),
      {"w": f32(2, 8, 6)}, X, w=(1,))
 dots("a linear and a bent branch of a stack",
      lambda dot, p, x: dot("bi,io->bo", x, p["w"][0]) + jnp.tanh(dot("bi,io->bo", x, p["w"][1])),
-     {"w": f32(2, 8, 6)}, X, refusable=True, w=(1,))
+     {"w": f32(2, 8, 6)}, X, w=(1,))
 dots("a bilinear layer",
      lambda dot, p, x, y: dot("bj,bjo->bo", y, dot("bi,ijo->bjo", x, p["w"])),
-     {"w": f32(8, 5, 6)}, X, f32(3, 5), refusable=True, w=(0, 1))
+     {"w": f32(8, 5, 6)}, X, f32(3, 5), w=Untold((0, 1)))
 dots("memory slots",
      lambda dot, p, x: dot("bn,nd->bd", jax.nn.softmax(dot("bd,nd->bn", x, p["k"])), p["v"]),
      {"k": f32(5, 8), "v": f32(5, 6)}, X, k=(1,), v=(0,))
@@ -1550,7 +1536,7 @@ dots("patches gathered for a kernel that is reshaped",
 dots("a batch ensemble",
      lambda dot, p, x: dot("ebi,io->ebo", x * p["r"][:, None], p["w"]) * p["s"][:, None]
      + p["b"][:, None],
-     {"r": f32(4, 8), "w": W, "s": f32(4, 6), "b": f32(4, 6)}, f32(4, 3, 8), refusable="r",
+     {"r": f32(4, 8), "w": W, "s": f32(4, 6), "b": f32(4, 6)}, f32(4, 3, 8),
      r=(), w=(0,), s=(), b=())
 dots("a factorization machine",
      lambda dot, p, x: (dot("bi,ik->bk", x, p["v"]) ** 2 - dot("bi,ik->bk", x**2, p["v"] ** 2)
@@ -1561,7 +1547,7 @@ dots("heads in a stack, vmapped and added",
      spellings=[s for s in DOTS if s != "composite"])
 case("a filter in Fourier space",
      lambda p, x: jnp.fft.irfft(jnp.fft.rfft(x, axis=1) * lax.complex(p["re"], p["im"]), 7, axis=1),
-     {"re": f32(4, 8), "im": f32(4, 8)}, SEQUENCE, refusable=True, re=(), im=())
+     {"re": f32(4, 8), "im": f32(4, 8)}, SEQUENCE, re=Untold(()), im=Untold(()))
 case("a spectral layer",
      lambda p, x: jnp.fft.irfft(jnp.einsum(
          "bkd,kdf->bkf", jnp.fft.rfft(x, axis=1), lax.complex(p["re"], p["im"])), 7, axis=1),
@@ -1569,7 +1555,7 @@ case("a spectral layer",
 case("splines with a scale of each edge",
      lambda p, x: jnp.einsum("big,iog->bo", jnp.exp(-((x[..., None] - np.linspace(
          -1, 1, 5, dtype=np.float32)) ** 2)), p["c"] * p["s"][..., None]),
-     {"c": f32(8, 6, 5), "s": W}, X, refusable="cs", c=(0, 2), s=(0,))
+     {"c": f32(8, 6, 5), "s": W}, X, c=Untold((0, 2)), s=Untold((0,)))
 for how, over in {"vmap": jax.vmap, "map": lambda f: lambda x: lax.map(f, x)}.items():
     case(f"a convolution of width one in {how}",
          lambda p, x, over=over: jnp.tanh(over(lambda x: lax.conv_general_dilated(

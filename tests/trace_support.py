@@ -1,6 +1,7 @@
 """Shared by the tests of the tracer: abstract models, answers by path, and the oracle."""
 
 import contextlib
+from typing import NamedTuple
 
 import equinox as eqx
 import haiku as hk
@@ -15,6 +16,20 @@ from optax_gc._trace.roles import roles
 
 REFUSED = "refused"
 KEY = jax.random.key(0)
+
+
+class Untold(NamedTuple):
+    """What is expected of a parameter that the tracer refuses and whose axes people know.
+
+    The other expectations are a tuple of axes, and REFUSED where nobody can tell.
+    """
+
+    axes: tuple[int, ...]
+
+
+def outcomes(expected):
+    """{path: what the tracer gives, exactly} for {path: expectation}."""
+    return {path: REFUSED if isinstance(e, Untold) else e for path, e in expected.items()}
 
 
 def f32(*shape):

@@ -22,7 +22,8 @@ class Factor(NamedTuple):
 
     size: int
     axes: AxisSet = NONE  # of the parameter; empty if the parameter is repeated along the digit
-    stride: int | None = 1  # along the one axis; None if positions were shuffled
+    # Along the one axis; None if positions were shuffled, 0 if constants chose them (some twice).
+    stride: int | None = 1
     whole: bool = False  # shuffled or padded, but each index of `axes` occurs exactly once
 
 
@@ -46,6 +47,11 @@ def lost(size: int, axes: AxisSet, whole: bool = False) -> Dim:
     return (Factor(size, axes, None, whole),) if axes else foreign((size,))[0]
 
 
+def chosen(size: int, axes: AxisSet) -> Dim:
+    """A dimension of positions of `axes` that constants chose, such as rows of a table."""
+    return (Factor(size, axes, 0),) if axes else foreign((size,))[0]
+
+
 def axes_of(dims: Iterable[Sequence[Factor]]) -> AxisSet:
     """The parameter axes longer than 1 that occur in `dims`."""
     found = [f.axes for dim in dims for f in dim if f.size > 1 and f.axes]
@@ -54,7 +60,10 @@ def axes_of(dims: Iterable[Sequence[Factor]]) -> AxisSet:
 
 def has_axes(dim: Sequence[Factor]) -> bool:
     """Whether a parameter axis longer than 1 occurs in `dim`."""
-    return any([f.axes and f.size > 1 for f in dim])  # a list is faster than a generator here
+    for f in dim:  # much of a trace's time is spent here, and any() takes twice as long
+        if f.axes and f.size > 1:
+            return True
+    return False
 
 
 def repeats(dims: Iterable[Sequence[Factor]]) -> bool:
@@ -174,9 +183,9 @@ def _paired(x: Dim, y: Dim) -> list[tuple[Factor, Factor]] | None:
 
 def vary(a: Dims, b: Dims) -> Dims:
     """The dimensions that either of two values varies along."""
-    if a is b or a == b:
+    if a is b:
         return a
-    return tuple([_vary(x, y) for x, y in zip(a, b, strict=True)])
+    return tuple([x if x == y else _vary(x, y) for x, y in zip(a, b, strict=True)])
 
 
 @functools.lru_cache(maxsize=16384)
@@ -209,7 +218,7 @@ def _met(x: Dim, y: Dim) -> AxisSet:
 
 def met(image: Dims, others: Dims) -> AxisSet:
     """The axes of a parameter that something else varies along too, as `others` tells."""
-    return NONE.union(*[_met(x, y) for x, y in zip(image, others, strict=True)])
+    return NONE.union(*[_met(x, y) for x, y in zip(image, others, strict=True) if x and y])
 
 
 @functools.lru_cache(maxsize=16384)
@@ -235,4 +244,4 @@ def without(image: Dims, others: Dims) -> Dims:
 
 def besides(a: Dims, b: Dims) -> bool:
     """Whether one value varies along a digit that another does not vary along."""
-    return any([_besides(x, y) for x, y in zip(a, b, strict=True)])
+    return any([_besides(x, y) for x, y in zip(a, b, strict=True) if x])

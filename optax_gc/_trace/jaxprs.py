@@ -5,7 +5,6 @@ knows them. `PARAMETERS` lists those that were looked at. Anything else may chan
 means: `unknown` names it, for a refusal.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -40,23 +39,26 @@ def has_effect(eqn: Any) -> bool:
     return bool(eqn.effects) and eqn.primitive.name not in _HARMLESS_EFFECTS
 
 
-def scope(eqn: Any) -> str:
-    """The modules and transformations that an equation is in, as JAX prints them."""
-    return _text(eqn.source_info.name_stack)
+def name_stack(eqn: Any) -> Any:
+    """The modules and transformations that an equation is in; neighbours share one object."""
+    return eqn.source_info.name_stack
 
 
-def is_backward(eqn: Any) -> bool:
-    """Whether an equation is part of a gradient that the function itself takes."""
-    return _transposed(eqn.source_info.name_stack)
-
-
-_text = functools.lru_cache(maxsize=4096)(str)
-
-
-@functools.lru_cache(maxsize=4096)
-def _transposed(stack: Any) -> bool:
+def is_backward(stack: Any) -> bool:
+    """Whether a name stack is that of a gradient that the function itself takes."""
     # A scope that a user calls "transpose" is a Scope, the transformation a Transform.
     return any(type(f).__name__ == "Transform" and f.name == "transpose" for f in stack.stack)
+
+
+def last_uses(jaxpr: Any) -> list[list[Any]]:
+    """For each equation, the variables that neither later ones nor the results use."""
+    later = {atom for atom in jaxpr.outvars if not is_literal(atom)}
+    found: list[list[Any]] = []
+    for eqn in reversed(jaxpr.eqns):
+        last = {a for a in eqn.invars if not is_literal(a)} - later
+        found.append([*last])
+        later |= last
+    return found[::-1]
 
 
 class Body(NamedTuple):
@@ -229,13 +231,12 @@ def unknown(eqn: Any) -> str:
     A primitive that is not in `PARAMETERS` has none that is known.
     """
     name, there = eqn.primitive.name, eqn.params.keys()
-    new = [p for p in sorted(there) if p not in PARAMETERS.get(name, ())]
-    gone = [p for p in sorted(_REQUIRED.get(name, ())) if p not in there]
-    if not (new or gone):
+    known, required = PARAMETERS.get(name, frozenset()), _REQUIRED.get(name, frozenset())
+    if required <= there <= known:
         return ""
-    if new:
+    if new := sorted(there - known):
         return f"jax {jax.__version__}'s {name} has a parameter {new[0]!r} that is not known here"
-    return f"jax {jax.__version__}'s {name} has no parameter {gone[0]!r}"
+    return f"jax {jax.__version__}'s {name} has no parameter {min(required - there)!r}"
 
 
 # For each primitive, its parameters in JAX 0.7 to 0.12; Equinox's come last. One with a "?" may be
@@ -389,4 +390,4 @@ def _parsed(table: str) -> dict[str, list[str]]:
 
 _ROWS = _parsed(_TABLE)
 PARAMETERS = {name: frozenset(p.rstrip("?") for p in row) for name, row in _ROWS.items()}
-_REQUIRED = {name: [p for p in row if not p.endswith("?")] for name, row in _ROWS.items()}
+_REQUIRED = {name: frozenset(p for p in row if p[-1] != "?") for name, row in _ROWS.items()}

@@ -9,18 +9,17 @@ that the inputs do not vary along, so that it may still turn out to be summed wi
 import functools
 import itertools
 import operator
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .digits import NONE, Dims, Shape, besides, foreign, has_axes, met, repeats, vary
+from .reasons import Why
 from .uses import (
-    EITHER,
-    SPLIT,
     has_open_ends,
     oriented_by_rows,
     refuse_pair,
     settle_lookup,
+    settle_scale,
     with_slices_joined,
 )
 from .values import CONSTANT, Echo, Kind, Node, Term, Value, once, own_axes, regrouped
@@ -73,7 +72,7 @@ def multiply(trace: "Walk", a: Value, b: Value, shape: Shape) -> Value:
     if not (a.kind == Kind.DATA or b.kind == Kind.DATA):
         terms += [_product(s, t) for s, t in itertools.product(a.terms, b.terms)]
     if _is_unknown(a) or _is_unknown(b):
-        terms = [t._replace(unsure=EITHER) for t in terms]
+        terms = [t._replace(unsure=Why.EITHER) for t in terms]
     echoes = regrouped([*_gated(a, b), *_gated(b, a)])
     return tidied(trace, Value(
         shape, kind, varies, tuple(terms), echoes, seen=a.seen | b.seen, loops=a.loops | b.loops,
@@ -83,14 +82,11 @@ def multiply(trace: "Walk", a: Value, b: Value, shape: Shape) -> Value:
 
 def _without_own_sums(value: Value, others: Sequence[Value]) -> Value:
     """Forgets that an activation was summed where the sum meets what it is of, as in a norm."""
-    summed = {e: params for e, params in value.echoes.items() if e.pending == SPLIT}
-    if not summed:
+    if not any([e.pending == Why.LATER for e in value.echoes]):
         return value
-    whole = frozenset().union(
-        *(ps for v in others for e, ps in v.echoes.items() if e.whole is not None)
-    )
-    gone = {e for e, params in summed.items() if params <= whole}
-    return replace(value, echoes={e: ps for e, ps in value.echoes.items() if e not in gone})
+    whole = frozenset().union(*(e.params for v in others for e in v.echoes if e.whole is not None))
+    kept = [e for e in value.echoes if not (e.pending == Why.LATER and e.params <= whole)]
+    return value._replace(echoes=tuple(kept))
 
 
 def _blurred(values: Sequence[Value]) -> str:
@@ -112,23 +108,11 @@ def _hot(a: Value, b: Value) -> Dims | None:
 
 def _times(a: Value, b: Value) -> list[Term]:
     """The terms of `a`, times what is no parameter in `b`."""
+    if not a.terms:
+        return []
     if b.kind == Kind.DATA:
-        return [
-            t._replace(
-                data=b.support if chosen or t.data is None else vary(t.data, b.support),
-                rows=None if chosen else t.data,
-                last=b.support,
-                hot=_hot_together(t, b, chosen),
-                loops=t.loops | b.loops,
-                seen=t.seen | b.seen,
-                learned=t.learned or b.learned,
-                blurred=t.blurred or b.blurred,
-            )
-            if not (_is_own_statistic(t, b) or (t.bent and t.data is not None))
-            else t
-            for t in a.terms
-            for chosen in [t.is_rows]
-        ]
+        support = b.support
+        return [_with_data(t, b, support) for t in a.terms]
     constant = any([has_axes(dim) for dim in b.varies])
     if b.terms and not constant:
         return [] if a.kind != Kind.DATA else _scaled(a, b)
@@ -140,18 +124,33 @@ def _times(a: Value, b: Value) -> list[Term]:
     ]
 
 
+def _with_data(t: Term, b: Value, support: Dims) -> Term:
+    """A term times data, of which the support is given."""
+    if (t.bent and t.data is not None) or _is_own_statistic(t, b, support):
+        return t
+    chosen = t.is_rows
+    return t._replace(
+        data=support if chosen or t.data is None else vary(t.data, support),
+        rows=None if chosen else t.data,
+        last=support,
+        hot=_hot_together(t, b, chosen),
+        loops=t.loops | b.loops,
+        seen=t.seen | b.seen,
+        learned=t.learned | b.learned,
+        blurred=t.blurred or b.blurred,
+    )
+
+
 def _hot_together(t: Term, b: Value, chosen: bool) -> Dims | None:
     if chosen or t.data is None:
         return b.one_hot
     return vary(t.hot, b.one_hot) if t.hot is not None and b.one_hot is not None else None
 
 
-def _is_own_statistic(t: Term, data: Value) -> bool:
+def _is_own_statistic(t: Term, data: Value, support: Dims) -> bool:
     """Whether a product with data is scaled by what was summed from that product."""
-    of_it = t.data is not None and not besides(data.support, t.support)
-    return of_it and all(
-        data.seen >> n.param & 1 and besides(n.dims, data.support) for n in t.nodes
-    )
+    of_it = t.data is not None and not besides(support, t.support)
+    return of_it and all(data.seen >> n.param & 1 and besides(n.dims, support) for n in t.nodes)
 
 
 def _scaled(a: Value, b: Value) -> list[Term]:
@@ -162,20 +161,19 @@ def _scaled(a: Value, b: Value) -> list[Term]:
     ]
 
 
-def _gated(a: Value, b: Value) -> list[Any]:
-    if b.kind != Kind.DATA:
-        return list(a.echoes.items())
-    found: list[Any] = []
-    for e, params in a.echoes.items():
-        e = e._replace(
-            data=b.support if e.data is None else vary(e.data, b.support), raw=not b.seen
-        )
-        itself = frozenset(p for p in params if b.seen >> p & 1)
+def _gated(a: Value, b: Value) -> Sequence[Echo]:
+    if b.kind != Kind.DATA or not a.echoes:
+        return a.echoes
+    found: list[Echo] = []
+    support, raw = b.support, not b.seen
+    for e in a.echoes:
+        e = e._replace(data=support if e.data is None else vary(e.data, support), raw=raw)
+        itself = frozenset(p for p in e.params if b.seen >> p & 1)
         if itself:
-            found.append((e, itself))
-        if params - itself:
-            others = b.support if e.others is None else vary(e.others, b.support)
-            found.append((e._replace(others=others), params - itself))
+            found.append(e._replace(params=itself))
+        if rest := e.params - itself:
+            others = support if e.others is None else vary(e.others, support)
+            found.append(e._replace(params=rest, others=others))
     return found
 
 
@@ -211,7 +209,7 @@ def _product(s: Term, t: Term) -> Term:
         blurred=s.blurred or t.blurred,
         merged=s.merged or t.merged,
         unsure=s.unsure or t.unsure,
-        learned=s.learned or t.learned,
+        learned=s.learned | t.learned,
     )
 
 
@@ -242,7 +240,7 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape) -> Value:
     loops = frozenset().union(*(v.loops for v in values))
     seen = functools.reduce(operator.or_, [v.seen for v in values])
     terms: list[Term] = []
-    echoes: list[Any] = []
+    echoes: list[Echo] = []
     for v in values:
         joins = kind == Kind.DATA and v.kind != Kind.DATA
         rows = foreign(shape)
@@ -250,17 +248,18 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape) -> Value:
             for other in values:
                 if other is not v:
                     rows = vary(rows, other.support)
-        for e, params in v.echoes.items():
+        settled = any([_shows_rows(e, v, values) for e in v.echoes if e.learned])
+        for e in v.echoes:
             if joins and e.how == "statistic":
-                for p in params:
-                    trace.use(p, "scalar")
-                e = Echo("added", e.dims, rows)
-            biases = [o for o in values if o.kind == Kind.PARAMETER and e.whole is not None]
-            if e.whole and any(met(e.whole, o.support) - axes(e) for o in biases):
+                trace.use(e.params, "scalar")
+                e = Echo(e.params, "added", e.dims, rows)
+            if e.whole is not None and any(
+                met(e.whole, o.support) - axes(e) for o in values if o.kind == Kind.PARAMETER
+            ):
                 e = e._replace(whole=None)  # a bias of its own says that the batch is one
-            echoes.append((e, params))
+            echoes.append(e._replace(learned=frozenset()) if settled else e)
         if joins and v.terms:
-            of_data = [pair for other in values if other is not v for pair in other.echoes.items()]
+            of_data = [e for other in values if other is not v for e in other.echoes]
             for t in v.terms:
                 echoes += added(trace, t, rows, of_data)
         else:
@@ -268,23 +267,33 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape) -> Value:
                 if t.is_rows and len(values) > 1:
                     assert t.picked is not None
                     if t.hot is not None and any(n.parts for n in t.nodes):
-                        for n in t.nodes:
-                            trace.refuse(n.param, "one-hots times slices of it are added up")
+                        trace.refuse(t.params, Why.ONE_HOTS)
                     echoes += added(trace, t, vary(rows, t.picked))
                 else:
                     terms.append(t)
     terms = _unrolled(values, terms)
     _check_echoes(trace, values)
     blurred = _blurred(values)
-    unknown = kind == Kind.PARAMETER and any(v.unknown for v in values)
+    unknown = kind == Kind.PARAMETER and any(map(_is_unknown, values))
     result = Value(
         shape, kind, varies, tuple(terms), regrouped(echoes), seen, loops, blurred, unknown=unknown
     )
     if unknown:
-        result = replace(result, terms=tuple(t._replace(unsure=EITHER) for t in result.terms))
+        result = result._replace(terms=tuple(t._replace(unsure=Why.EITHER) for t in result.terms))
     elif kind == Kind.PARAMETER and len(result.terms) > 1:
         result = _with_evidence(trace, result)
     return tidied(trace, result)
+
+
+def _shows_rows(e: Echo, v: Value, values: Sequence[Value]) -> bool:
+    """Whether what is added to a product of parameters says that it is an activation.
+
+    That is a vector, the same for all its rows, or something for each example.
+    """
+    vectors = [o.support for o in values if o.kind == Kind.PARAMETER]
+    examples = [o.support for o in values if o.kind == Kind.DATA and o is not v]
+    of_layer = e.how == "used" and any(not met(dims, e.rows) for dims in vectors)
+    return of_layer or any(besides(dims, v.support) for dims in examples)
 
 
 def _is_unknown(value: Value) -> bool:
@@ -318,22 +327,19 @@ def _check_echoes(trace: "Walk", values: Sequence[Value]) -> None:
     for v, other in itertools.permutations(values, 2):
         if other.kind != Kind.DATA:
             continue
-        for e, params in v.echoes.items():
+        for e in v.echoes:
             if e.twice and met(e.dims, other.support):
-                for p in params:
-                    if other.seen >> p & 1:
-                        continue
-                    trace.refuse(p, "contracted with data twice, then added to data", e.fan_in)
+                unseen = [p for p in e.params if not other.seen >> p & 1]
+                trace.refuse(unseen, Why.TWICE, e.fan_in)
             if not e.parts:
                 continue
-            for f, shared in other.echoes.items():
+            for f in other.echoes:
                 if f.parts and f.parts != e.parts:
-                    for p in params & shared:
+                    for p in e.params & f.params:
                         one, two = Node(p, (), e.parts), Node(p, (), f.parts)
                         itself = trace.is_seen(one, e.seen) or trace.is_seen(two, f.seen)
                         if itself or not (e.seen | f.seen) >> p & 1:
-                            why = "products of several of its slices with data are added up"
-                            trace.refuse(p, why)
+                            trace.refuse([p], Why.SLICES)
 
 
 def _with_evidence(trace: "Walk", value: Value) -> Value:
@@ -347,24 +353,22 @@ def _with_evidence(trace: "Walk", value: Value) -> Value:
             rows = vary(rows, t.nodes[0].dims)
         if all(oriented_by_rows(trace, t, rows) for t in (*full, *networks)):
             support = value.support
-            echoes = [pair for t in vectors for pair in added(trace, t, support)]
+            echoes = [e for t in vectors for e in added(trace, t, support)]
             return Value(value.shape, Kind.DATA, support, (), regrouped(echoes), value.seen)
         if networks:
-            terms = tuple(t._replace(unsure=EITHER) for t in value.terms)
-            return replace(value, terms=terms)
+            terms = tuple(t._replace(unsure=Why.EITHER) for t in value.terms)
+            return value._replace(terms=terms)
     if full and networks:
         updates = all(has_open_ends(t) for t in networks)
         terms = tuple(
-            t._replace(merged=updates and bool(t.edges), unsure="" if updates else EITHER)
+            t._replace(merged=updates and bool(t.edges), unsure="" if updates else Why.EITHER)
             for t in value.terms
         )
-        return replace(value, terms=terms)
+        return value._replace(terms=terms)
     return value
 
 
-def added(
-    trace: "Walk", t: Term, rows: Dims, echoes: Sequence[tuple[Echo, frozenset[int]]] = ()
-) -> list[Any]:
+def added(trace: "Walk", t: Term, rows: Dims, echoes: Sequence[Echo] = ()) -> list[Echo]:
     """The echoes of a term of parameters that is added to data.
 
     Args:
@@ -381,13 +385,14 @@ def added(
         settle_lookup(trace, t)
     node = t.nodes[0]
     repeated = besides(rows, node.dims)
-    products = [(e, params) for e, params in echoes if e.how == "used"]
-    scalar = not repeated and not any(node.param in params for _, params in products)
-    layer = any(met(node.dims, e.dims) == own_axes(node) for e, _ in products)
+    products = [e for e in echoes if e.how == "used"]
+    learned = frozenset().union(*(e.learned for e in products if met(e.rows, node.dims)))
+    scalar = not repeated and not any(node.param in e.params for e in products)
+    layer = any(met(node.dims, e.dims) == own_axes(node) for e in products)
     if t.picked is None and not scalar:
-        trace.use(node.param, "elementwise")
-    echo = Echo("added", node.dims, rows, repeated=repeated, layer=layer)
-    return [(echo, frozenset({node.param}))]
+        trace.use([node.param], "elementwise")
+    itself = frozenset({node.param})
+    return [Echo(itself, "added", node.dims, rows, repeated=repeated, layer=layer, learned=learned)]
 
 
 def bend(trace: "Walk", values: Sequence[Value], shape: Shape) -> Value:
@@ -409,7 +414,7 @@ def bent(trace: "Walk", value: Value) -> Value:
     value = with_slices_joined(trace, value)
     if value.kind != Kind.DATA:
         terms = tuple([t._replace(bent=not t.is_image, curved=True) for t in value.terms])
-        return replace(value, terms=terms)
+        return value._replace(terms=terms)
     support = value.support
     terms, echoes = [], []
     for t in value.terms:
@@ -421,19 +426,16 @@ def bent(trace: "Walk", value: Value) -> Value:
         if alone:
             terms.append(t._replace(bent=True))
             continue
+        settle_scale(trace, t, t.params)
         for n in t.nodes:
-            if t.unsure and t.edges:
-                trace.refuse(n.param, t.unsure)
-            repeated = besides(t.data, n.dims)
-            trace.use(n.param, "lookup" if t.picked else "elementwise")
-            if not repeated:
-                echo = Echo("added", n.dims, t.data, bent=True, repeated=False)
-                echoes.append((echo, frozenset({n.param})))
-    for e, params in value.echoes.items():
+            if not besides(t.data, n.dims):
+                itself = frozenset({n.param})
+                echoes.append(Echo(itself, "added", n.dims, t.data, bent=True, repeated=False))
+    for e in value.echoes:
         outer = bool(axes(e) - met(e.dims, e.rows))
         kept = e.how == "added" and (outer or not e.repeated)
         if e.how == "statistic" or e.pending or kept:
-            echoes.append((e._replace(bent=True), params))
+            echoes.append(e._replace(bent=True))
     return Value(
         value.shape,
         Kind.DATA,
@@ -459,22 +461,21 @@ def tidied(trace: "Walk", value: Value, product: bool = False) -> Value:
             [t for t in terms if not any(absorbs(image, t) for image in terms if image is not t)]
         )
     if len(terms) > MOST_TERMS:
-        for t in terms:
-            for n in t.nodes:
-                trace.refuse(n.param, "it is in too many products of parameters")
-        return replace(value, terms=(), kind=Kind.DATA, varies=value.support)
+        trace.refuse_all(value, Why.MANY)
+        return value._replace(terms=(), kind=Kind.DATA, varies=value.support)
     if value.echoes and terms:
         intact = {n.param: own_axes(n) for t in terms for n in t.nodes if product or not t.bent}
-        absorbed = {
-            e: ps
-            for e, ps in value.echoes.items()
-            if e.how == "statistic" and all(p in intact and e.fan_in <= intact[p] for p in ps)
-        }
-        if absorbed:
-            echoes = {e: ps for e, ps in value.echoes.items() if e not in absorbed}
+        kept = tuple([e for e in value.echoes if not _is_absorbed(e, intact)])
+        if len(kept) < len(value.echoes):
             terms = tuple(t._replace(curved=True) for t in terms)
-            value = replace(value, echoes=echoes)
-    return value if terms == value.terms else replace(value, terms=terms)
+            value = value._replace(echoes=kept)
+    return value if terms == value.terms else value._replace(terms=terms)
+
+
+def _is_absorbed(e: Echo, intact: Mapping[int, frozenset[int]]) -> bool:
+    """Whether it is a statistic of parameters that are there with the axes it was taken over."""
+    whole = all([p in intact and e.fan_in <= intact[p] for p in e.params])
+    return e.how == "statistic" and whole
 
 
 def join(trace: "Walk", values: Sequence[Value]) -> Value:

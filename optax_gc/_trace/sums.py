@@ -5,8 +5,7 @@ are read as that, so that one rule decides every contraction however it is spell
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .digits import (
     NONE,
@@ -23,9 +22,8 @@ from .digits import (
     without,
 )
 from .products import multiply
+from .reasons import Why
 from .uses import (
-    EITHER,
-    SPLIT,
     as_activation,
     directed,
     has_open_ends,
@@ -37,13 +35,12 @@ from .uses import (
     used,
     with_slices_joined,
 )
-from .values import CONSTANT, Echo, Kind, Term, Value, own_axes, regrouped
+from .values import CONSTANT, Echo, Kind, Node, Term, Value, long_axes, own_axes, regrouped
 
 if TYPE_CHECKING:
     from .walk import Walk
 
 Onto = Sequence[int | None]
-PARTLY = "only a part of one of its axes is contracted, or in an order that was lost"
 
 
 def contract(
@@ -65,14 +62,11 @@ def contract(
     a, b = with_slices_joined(trace, a), with_slices_joined(trace, b)
     sides = [project(v, onto, shape) for v, onto in ((a, a_onto), (b, b_onto))]
     over = range(n, len(shape))
-    keep = lambda dims: dims[:n]  # noqa: E731
     if n < len(shape) and all(size == 1 for size in shape[n:]):
         return _outer(trace, sides, shape, n)
-    if sides[0] == sides[1]:
-        sides[1] = replace(sides[1])
     product = multiply(trace, sides[0], sides[1], shape)
     dot = not a.kind == b.kind == Kind.PARAMETER
-    return summed(trace, product, over, keep, shape[:n], dot)
+    return summed(trace, product, over, dot)
 
 
 def project(value: Value, onto: Onto, shape: Shape) -> Value:
@@ -105,16 +99,16 @@ def _with_rows(
 
     of_a, of_b = shows(a, a_onto, b_onto), shows(b, b_onto, a_onto)
     if any(of_a) and not any(of_b):
-        a = as_activation(trace, a, [d for d in a_onto[n:] if d is not None], of_a[0])
+        a = as_activation(trace, a, [d for d in a_onto[n:] if d is not None], sure=False)
     elif any(of_b) and not any(of_a):
-        b = as_activation(trace, b, [d for d in b_onto[n:] if d is not None], of_b[0])
+        b = as_activation(trace, b, [d for d in b_onto[n:] if d is not None], sure=False)
     return a, b
 
 
 def _outer(trace: "Walk", sides: Sequence[Value], shape: Shape, n: int) -> Value:
     """A product without a sum. A weight that is contracted here has a fan-in of one: none."""
     a, b = sides
-    echoes: list[Any] = []
+    echoes: list[Echo] = []
     if {a.kind, b.kind} == {Kind.PARAMETER, Kind.DATA}:
         weight, data = (a, b) if a.kind == Kind.PARAMETER else (b, a)
         ones = [
@@ -123,34 +117,30 @@ def _outer(trace: "Walk", sides: Sequence[Value], shape: Shape, n: int) -> Value
         if not ones:
             return multiply(trace, a, b, shape).moved(lambda dims: dims[:n], shape[:n])
         for t in weight.terms:
-            for node in t.nodes:
-                trace.use(node.param, "elementwise")
-                echoes.append((used(trace, t, node, data.support), frozenset({node.param})))
+            trace.use(t.params, "elementwise")
+            echoes += [used(trace, t, node, data.support) for node in t.nodes]
         weight = weight.without_gradient()
         a, b = weight, data
     value = multiply(trace, a, b, shape)
-    value = replace(value, echoes=regrouped([*value.echoes.items(), *echoes]))
+    value = value._replace(echoes=regrouped([*value.echoes, *echoes]))
     return value.moved(lambda dims: dims[:n], shape[:n])
 
 
-def summed(
-    trace: "Walk",
-    value: Value,
-    over: Sequence[int],
-    keep: Callable[[Dims], Dims],
-    shape: Shape,
-    dot: bool = False,
-) -> Value:
-    """The sum of a value along dimensions.
+def summed(trace: "Walk", value: Value, over: Sequence[int], dot: bool = False) -> Value:
+    """The sum of a value along dimensions, which go.
 
     Args:
       trace: the walk, which records uses.
       value: what is summed.
       over: the dimensions.
-      keep: what remains of the dimensions.
-      shape: of the result.
       dot: whether the program says that this is a contraction.
     """
+    stay = [d for d in range(len(value.shape)) if d not in over]
+
+    def keep(dims: Dims) -> Dims:
+        return tuple([dims[d] for d in stay])
+
+    shape = tuple([value.shape[d] for d in stay])
     if not (value.terms or value.echoes):
         return value.plain().moved(keep, shape)
     value = with_slices_joined(trace, value)
@@ -179,12 +169,12 @@ def summed(
         if t.data is not None and not t.bent and not t.picked
         for n in t.nodes
     )
-    for e, params in value.echoes.items():
-        echoes.append((_sum_echo(trace, e, params, over, weighted), params))
+    echoes += [_sum_echo(trace, e, over, weighted) for e in value.echoes]
     # What is refused or settled here leaves the terms, and the result varies as before.
     varies = value.support if value.kind == Kind.DATA else value.varies
-    moved = replace(value.plain(), varies=varies, terms=tuple(terms), echoes=regrouped(echoes))
-    return moved.moved(lambda dims: keep(blank(dims)), shape)
+    result = value.plain()._replace(varies=varies, terms=tuple(terms), echoes=())
+    moved = regrouped([e.moved(keep) for e in echoes])
+    return result.moved(keep, shape)._replace(echoes=moved)
 
 
 def _in(dims: Dims, over: Sequence[int]) -> bool:
@@ -215,10 +205,10 @@ class _Sum:
         if self.t.data is None:
             return axes_of(dims)
         # Rows of a table that are chosen for pairs of positions are in both, and no outputs.
-        rows = frozenset(a for dim in dims for f in dim if f.stride is None for a in f.axes)
+        rows = frozenset(a for dim in dims for f in dim if f.stride == 0 for a in f.axes)
         data = self.blank(self.t.data)
         cut = [part.dim for part in self.t.nodes[i].parts]
-        pairs = rows & frozenset(a for dim in cut for f in dim if f.stride is None for a in f.axes)
+        pairs = rows & frozenset(a for dim in cut for f in dim if f.stride == 0 for a in f.axes)
         return axes_of(without(dims, data)) - (rows & met(dims, data)) - pairs
 
     def shared(self, i: int) -> AxisSet:
@@ -233,10 +223,10 @@ class _Sum:
     def refuse(self, nodes: Sequence[int], why: str, fan_in: dict[int, AxisSet]) -> None:
         """Refuses some of the nodes."""
         for i in nodes:
-            self.trace.refuse(self.t.nodes[i].param, why, fan_in.get(i, NONE))
+            self.trace.refuse([self.t.nodes[i].param], why, fan_in.get(i, NONE))
 
 
-Result = tuple[list[Term], list[Any]]
+Result = tuple[list[Term], list[Echo]]
 
 
 def _sum_without_data(s: _Sum) -> Result:
@@ -254,11 +244,9 @@ def _sum_without_data(s: _Sum) -> Result:
         echoes = []
         for i, n in enumerate(t.nodes):
             axes = s.gone[i] | summed_axes(t, i)
-            node = n._replace(dims=s.blank(n.dims))
-            layer = not (t.bent or t.curved) and bool(own_axes(node) or node.parts)
-            trace.use(n.param, "constant" if layer else "statistic", axes=axes)
-            echo = Echo("statistic", node.dims, foreign(s.value.shape), fan_in=axes)
-            echoes.append((echo, frozenset({n.param})))
+            layer = not (t.bent or t.curved) and bool(axes_of(s.blank(n.dims)) or n.parts)
+            trace.use([n.param], "constant" if layer else "statistic", axes=axes)
+            echoes.append(_statistic(s, n, axes))
         return [], echoes
     partial = [
         i for i in summed_nodes if not is_all(trace, t.nodes[i], s.at(t.nodes[i].dims), s.gone[i])
@@ -266,8 +254,14 @@ def _sum_without_data(s: _Sum) -> Result:
     edge = [(i, s.gone[i]) for i in summed_nodes]
     if constant or len(edge) == 1:
         edge.append((CONSTANT, NONE))
-    unsure = PARTLY if partial else t.unsure
+    unsure = Why.PARTLY if partial else t.unsure
     return [s.rest()._replace(edges=t.edges | {frozenset(edge)}, unsure=unsure)], []
+
+
+def _statistic(s: _Sum, n: Node, axes: AxisSet, rows: Dims | None = None, why: str = "") -> Echo:
+    """What is left of a parameter that was summed by itself over some axes."""
+    rows = foreign(s.value.shape) if rows is None else rows
+    return Echo(frozenset({n.param}), "statistic", s.blank(n.dims), rows, fan_in=axes, pending=why)
 
 
 def _sum_bent(s: _Sum) -> Result:
@@ -280,12 +274,9 @@ def _sum_bent(s: _Sum) -> Result:
     assert t.data is not None
     shared = met(node.dims, t.data)
     if not (s.gone[0] & shared and axes_of(s.blank(node.dims)) - shared):
-        s.trace.use(node.param, "elementwise")
+        s.trace.use(t.params, "elementwise")
         return [], []
-    why = "multiplied by data, and summed after something nonlinear"
-    dims, rows = s.blank(node.dims), s.blank(t.data)
-    echo = Echo("statistic", dims, rows, fan_in=s.gone[0], pending=why)
-    return [], [(echo, frozenset({node.param}))]
+    return [], [_statistic(s, node, s.gone[0], s.blank(t.data), Why.BENT_PRODUCT)]
 
 
 def _sum_beside_data(s: _Sum, nodes: Sequence[int], constant: bool) -> Result:
@@ -293,13 +284,11 @@ def _sum_beside_data(s: _Sum, nodes: Sequence[int], constant: bool) -> Result:
     t, trace = s.t, s.trace
     if len(nodes) == 1 and not constant:
         (i,) = nodes
-        node = t.nodes[i]._replace(dims=s.blank(t.nodes[i].dims))
-        trace.use(node.param, "scalar")
-        echo = Echo("statistic", node.dims, foreign(s.value.shape), fan_in=s.gone[i])
-        return [], [(echo, frozenset({node.param}))]
+        trace.use([t.nodes[i].param], "scalar")
+        return [], [_statistic(s, t.nodes[i], s.gone[i])]
     weights = [i for i in nodes if s.alone(i)]
     if len(weights) != 1 or constant or t.edges:
-        s.refuse(nodes, "a product with data is contracted with parameters or constants", {})
+        s.refuse(nodes, Why.BESIDE_DATA, {})
         return [], []
     return _settled(s, {weights[0]: s.gone[weights[0]]}, weights)
 
@@ -314,18 +303,18 @@ def _sum_with_data(s: _Sum) -> Result:
     roots = {i: gone for i, gone in enumerate(s.gone) if gone}
     if not roots and _has_fan_in_of_one(s):
         node = t.nodes[0]
-        trace.use(node.param, "elementwise")
+        trace.use(t.params, "elementwise")
         left = used(
             trace,
             t,
             node._replace(dims=without(s.blank(node.dims), s.blank(t.data))),
             s.blank(t.data),
         )
-        return [], [(left, frozenset({node.param}))]
+        return [], [left]
     by_constants = t.constants is not None and any(has_axes(d) for d in s.at(t.constants))
     through = by_constants and any(CONSTANT in dict(edge) for edge in t.edges)
     if roots and through:
-        s.refuse(list(roots), "data comes to it from two sides, from one through constants", {})
+        s.refuse(list(roots), Why.TWO_SIDES, {})
         return [], []
     if not roots:
         if not through:
@@ -343,12 +332,12 @@ def _sum_with_data(s: _Sum) -> Result:
     weights = _with_outputs(s, roots, fan_in or {})
     refusal = _why_unclear(s, [i for i in roots if i in weights or not weights], data)
     if refusal and _is_scale(s, roots):
-        s.trace.use(t.nodes[0].param, "elementwise")
+        s.trace.use(t.params, "elementwise")
         return [], []
     if fan_in is None or refusal:
         s.refuse(
             [i for i in (fan_in or range(len(t.nodes))) if i != CONSTANT],
-            refusal or "data comes to it from two sides",
+            refusal or Why.TWO_SIDES,
             fan_in or {},
         )
         return [], []
@@ -358,7 +347,7 @@ def _sum_with_data(s: _Sum) -> Result:
         for i in ends
     ]
     if len(ends) > 1 and not frozenset.intersection(*apart):
-        s.refuse(ends, "data comes to it from two sides", fan_in)
+        s.refuse(ends, Why.TWO_SIDES, fan_in)
         return [], []
     if (
         t.bent
@@ -366,11 +355,11 @@ def _sum_with_data(s: _Sum) -> Result:
         and not t.merged
         and all(any(i in dict(edge) for edge in t.edges) for i in range(len(t.nodes)))
     ):
-        made = as_activation(trace, replace(s.value, terms=(t,)), s.over)
+        made = as_activation(trace, s.value._replace(terms=(t,)), s.over)
         assert made.kind == Kind.DATA
         return [], []
     if t.bent and any(t.edges):
-        s.refuse(list(range(len(t.nodes))), "a nonlinear function of a product of parameters", {})
+        trace.refuse(t.params, Why.BENT_NETWORK)
         return [], []
     if not weights:
         return _without_outputs(s, fan_in)
@@ -405,27 +394,27 @@ def _why_unclear(s: _Sum, roots: Sequence[int], data: Dims) -> str:
         for j, other in enumerate(t.nodes):
             activation = activation if i == j else vary(activation, s.at(other.dims))
         if s.gone[i] - met(dims, activation):
-            return "summed over an axis that the data does not vary along"
+            return Why.BEYOND_DATA
         if not (
             is_all(s.trace, node, dims, s.gone[i]) or of_shards(s.trace, node, dims, s.gone[i])
         ):
-            return PARTLY
+            return Why.PARTLY
         if any(
             axes_of((dim,)) and besides((d,), (dim,)) for dim, d in zip(dims, data, strict=True)
         ):
-            return "it is repeated along another axis of the weight that it is part of"
+            return Why.DIAGONAL
         others = [t.constants, *(n.dims for j, n in enumerate(t.nodes) if j != i)]
         for other in others:
             if other is not None and besides(s.at(other), dims) and besides(data, dims):
-                return "it is repeated along another axis of the weight that it is part of"
+                return Why.DIAGONAL
     if t.unsure or t.blurred:
         return t.unsure or t.blurred
     if t.edges and not t.merged:
         from_weight = any(e.how == "used" and met(s.at(e.dims), data) for e in s.value.echoes)
         if from_weight or s.value.unknown:
-            return EITHER
+            return Why.EITHER
     if t.edges and not has_open_ends(t):
-        return EITHER
+        return Why.EITHER
     return ""
 
 
@@ -439,13 +428,13 @@ def _without_outputs(s: _Sum, fan_in: dict[int, AxisSet]) -> Result:
             assert t.data is not None
             shared = bool(met(t.picked, t.data))
             if shared and not (node.parts or 1 in trace.shapes[node.param]):
-                trace.use(node.param, "lookup")
+                trace.use(t.params, "lookup")
                 return [], []
         elif _is_table((*rest, *(part.dim for part in node.parts))):
-            trace.use(node.param, "lookup")
+            trace.use(t.params, "lookup")
             return [], []
         elif _is_scale(s, fan_in):
-            trace.use(node.param, "elementwise")
+            trace.use(t.params, "elementwise")
             return [], []
         elif t.constants is not None and any(has_axes(d) for d in s.blank(t.constants)):
             pass  # constants tell which of its elements is an output, as on a diagonal
@@ -459,19 +448,13 @@ def _without_outputs(s: _Sum, fan_in: dict[int, AxisSet]) -> Result:
     ]
     if s.dot and len(t.nodes) > 1 and len(single) == 1 and not t.edges and not t.bent:
         return _settled(s, fan_in, single)
-    why = "combined with data, then contracted: a dense layer, or a scale followed by a sum"
     if not s.dot and not t.edges and t.data is not None:
         # In a norm, the mean is subtracted from what it is the mean of.
-        rows = s.blank(t.data)
         echoes = [
-            (
-                Echo("statistic", s.blank(n.dims), rows, fan_in=s.gone[i], pending=why),
-                frozenset({n.param}),
-            )
-            for i, n in enumerate(t.nodes)
+            _statistic(s, n, s.gone[i], s.blank(t.data), Why.SCALE) for i, n in enumerate(t.nodes)
         ]
         return [], echoes
-    s.refuse([i for i in fan_in if i != CONSTANT], why, fan_in)
+    s.refuse([i for i in fan_in if i != CONSTANT], Why.SCALE, fan_in)
     return [], []
 
 
@@ -488,7 +471,7 @@ def _is_scale(s: _Sum, fan_in: dict[int, AxisSet]) -> bool:
 
 def _is_table(dims: Dims) -> bool:
     """Whether some axis occurs in several dimensions: rows of a table, chosen for pairs."""
-    axes = [a for dim in dims for f in dim if f.stride is None and not f.whole for a in f.axes]
+    axes = [a for dim in dims for f in dim if f.stride == 0 for a in f.axes]
     return len(axes) > len(set(axes))
 
 
@@ -499,7 +482,7 @@ def _settled(s: _Sum, fan_in: dict[int, AxisSet], weights: Sequence[int]) -> Res
     rows = s.blank(t.data)
     for i, n in enumerate(t.nodes):
         if i in weights and not t.picked and _lacks(s, i):
-            s.refuse([i], PARTLY, fan_in)
+            s.refuse([i], Why.PARTLY, fan_in)
         elif i in weights:
             # Axes of length 1 have no role, yet among contracted ones they belong to the fan-in.
             ones = frozenset(a for dim in s.at(n.dims) for f in dim for a in f.axes if f.size == 1)
@@ -509,25 +492,21 @@ def _settled(s: _Sum, fan_in: dict[int, AxisSet], weights: Sequence[int]) -> Res
             if not s.dot and s.alone(i) and s.shared(i):  # a dot says itself what a unit is
                 left = left._replace(whole=s.blank(n.dims), fan_in=fan_in[i])
             if of_shards(s.trace, n, s.at(n.dims), s.gone[i]):
-                left = left._replace(pending=PARTLY)  # until it is summed over the shards
-            params = {n.param} if not left.network else {m.param for m in t.nodes}
-            echoes.append((left, frozenset(params)))
+                left = left._replace(pending=Why.PARTLY)  # until it is summed over the shards
+            echoes.append(left)
         else:
-            s.trace.use(n.param, "lookup" if t.picked else "elementwise")
+            s.trace.use([n.param], "lookup" if t.picked else "elementwise")
     return [], echoes
 
 
 def _lacks(s: _Sum, i: int) -> AxisSet:
     """The axes of a node that were cut away when it was multiplied by data already."""
     node = s.t.nodes[i]
-    long = frozenset(a for a, n in enumerate(s.trace.shapes[node.param]) if n > 1)
     there = own_axes(node) | NONE.union(*[part.axes for part in node.parts])
-    return long - there - summed_axes(s.t, i)
+    return long_axes(s.trace.shapes[node.param]) - there - summed_axes(s.t, i)
 
 
-def _sum_echo(
-    trace: "Walk", e: Echo, params: frozenset[int], over: Sequence[int], weighted: bool
-) -> Echo:
+def _sum_echo(trace: "Walk", e: Echo, over: Sequence[int], weighted: bool) -> Echo:
     """An activation summed over digits of a parameter: refused if it is used as a weight is."""
     blank = _blank(over)
     at = lambda dims: tuple([dims[d] for d in over])  # noqa: E731
@@ -535,7 +514,7 @@ def _sum_echo(
     more = NONE if e.whole is None else axes_of(at(e.whole)) - gone
     if e.whole is not None and more:
         if not weighted and e.data is None and axes_of(blank(e.whole)):
-            e = e._replace(pending=SPLIT, fan_in=e.fan_in | more)
+            e = e._replace(pending=Why.LATER, fan_in=e.fan_in | more)
         e = e._replace(whole=None)
     if not gone:
         return e
@@ -544,13 +523,12 @@ def _sum_echo(
     if e.how == "added" and not e.repeated and (weighted or not by_data):
         # Summed away whole it may be a penalty, which is evidence of nothing.
         over_all = not (weighted or axes_of(rest.dims))
-        for p in params:
-            trace.use(p, "scalar" if over_all else "elementwise")
+        trace.use(e.params, "scalar" if over_all else "elementwise")
     stay = axes_of(rest.dims) | e.cut
     if e.how == "added" and e.bent:
         shared = met(e.dims, e.rows)
         if gone & shared and stay - shared:
-            _refuse_echo(trace, params, gone, "added to data, and summed after a nonlinearity")
+            trace.refuse(e.params, Why.BENT_SUM, gone)
     if by_data:
         assert e.data is not None
         shared = NONE if e.others is None else met(rest.dims, blank(e.others))
@@ -562,21 +540,13 @@ def _sum_echo(
         if weighted:
             pass
         elif e.how == "statistic":
-            _refuse_echo(trace, params, gone, "a sum of it is contracted with data")
+            trace.refuse(e.params, Why.STATISTIC, gone)
         elif e.network:
-            _refuse_echo(trace, params, NONE, EITHER)
-        elif first or not batch or (not repeated and (stay - shared or e.ones or noise)):
-            why = (
-                "its product with data is itself used as a weight"
-                if e.how == "used"
-                else "added to data, then contracted with data: a gated weight or an activation"
-            )
-            _refuse_echo(trace, params, gone, why)
+            trace.refuse(e.params, Why.EITHER)
+        elif not batch:
+            trace.refuse(e.params | e.learned, Why.EITHER, gone)
+        elif first or (not repeated and (stay - shared or e.ones or noise)):
+            trace.refuse(e.params, Why.MADE if e.how == "used" else Why.GATED, gone)
         elif e.how == "used" and stay - shared:
             rest = rest._replace(twice=True)
     return rest
-
-
-def _refuse_echo(trace: "Walk", params: frozenset[int], axes: AxisSet, why: str) -> None:
-    for p in params:
-        trace.refuse(p, why, axes)

@@ -6,17 +6,14 @@ where they come in: on that side of a parameter lies its fan-in, on the others i
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .digits import NONE, AxisSet, Dims, axes_of, besides, is_whole, met, varying, without
-from .values import CONSTANT, Echo, Kind, Node, Part, Term, Value, own_axes, regrouped
+from .reasons import Why
+from .values import CONSTANT, Echo, Kind, Node, Part, Term, Value, long_axes, own_axes, regrouped
 
 if TYPE_CHECKING:
     from .walk import Walk
-
-SPLIT = "its products with data are summed over what the data shares with it, later than the rest"
-EITHER = "contracted with another parameter, and either may be the weight"
 
 
 def summed_axes(t: Term, i: int) -> AxisSet:
@@ -61,8 +58,8 @@ def record_weight(
     """
     p = t.nodes[i].param
     outputs = (alone | summed_axes(t, i)) - fan_in
-    long = frozenset(a for a, n in enumerate(trace.shapes[p]) if n > 1)
-    trace.use(p, "weight", axes=fan_in, outputs=outputs, batch=long - fan_in - (outputs - shared))
+    batch = long_axes(trace.shapes[p]) - fan_in - (outputs - shared)
+    trace.use([p], "weight", axes=fan_in, outputs=outputs, batch=batch)
 
 
 def is_all(trace: "Walk", node: Node, dims: Dims, axes: Iterable[int]) -> bool:
@@ -95,9 +92,7 @@ def oriented_by_rows(trace: "Walk", t: Term, vectors: Dims) -> bool:
     fan_in = directed(t, dict.fromkeys(with_rows, NONE))
     if len(with_rows) != 1 or fan_in is None:
         return False
-    for i, n in enumerate(t.nodes):
-        if i not in fan_in:
-            trace.use(n.param, "elementwise")
+    trace.use([p for i, p in enumerate(t.params) if i not in fan_in], "elementwise")
     sources = dict.fromkeys(with_rows, NONE)
     record_directed(trace, t, fan_in | sources)
     return True
@@ -112,8 +107,7 @@ def record_directed(trace: "Walk", t: Term, fan_in: Mapping[int, AxisSet]) -> No
       fan_in: of each node; empty for those that the activation begins with.
     """
     if t.unsure:
-        for n in t.nodes:
-            trace.refuse(n.param, t.unsure)
+        trace.refuse(t.params, t.unsure)
         return
     weights = [
         i
@@ -124,9 +118,9 @@ def record_directed(trace: "Walk", t: Term, fan_in: Mapping[int, AxisSet]) -> No
         if i in weights:
             record_weight(trace, t, i, axes, own_axes(t.nodes[i]))
         elif i != CONSTANT and axes and not weights:
-            trace.refuse(t.nodes[i].param, EITHER, axes)
+            trace.refuse([t.nodes[i].param], Why.EITHER, axes)
         elif i != CONSTANT:
-            trace.use(t.nodes[i].param, "elementwise")
+            trace.use([t.nodes[i].param], "elementwise")
 
 
 def with_slices_joined(trace: "Walk", value: Value, final: bool = True) -> Value:
@@ -142,7 +136,7 @@ def with_slices_joined(trace: "Walk", value: Value, final: bool = True) -> Value
         if t.unrolled and t.data is not None:
             groups.setdefault(t.nodes[0].param, []).append(t)
     gone: list[Term] = []
-    echoes: list[Any] = list(value.echoes.items())
+    echoes = list(value.echoes)
     for p, group in groups.items():
         parts = {t.nodes[0].parts for t in group}
         axes = NONE.union(*[part.axes for some in parts for part in some])
@@ -153,37 +147,38 @@ def with_slices_joined(trace: "Walk", value: Value, final: bool = True) -> Value
         gone += group
         itself = any(t.seen >> p & 1 for t in group)
         if itself and not any(trace.is_seen(t.nodes[0], t.seen) for t in group):
-            trace.use(p, "elementwise")  # each scales what the ones before it went into
+            trace.use([p], "elementwise")  # each scales what the ones before it went into
             continue
         if not covered or itself or any(t.bent or len(t.nodes[0].parts) > 1 for t in group):
-            why = "several of its slices are multiplied by data and added up"
-            trace.refuse(p, why, axes if not itself else NONE)
+            trace.refuse([p], Why.SLICES, axes if not itself else NONE)
             continue
         for t in group:
             echoes.append(contracted(trace, t, axes))
     if not gone:
         return value
     terms = tuple(t for t in value.terms if t not in gone)
-    return replace(value, terms=terms, echoes=regrouped(echoes))
+    return value._replace(terms=terms, echoes=regrouped(echoes))
 
 
-def contracted(trace: "Walk", t: Term, fan_in: AxisSet) -> tuple[Echo, frozenset[int]]:
+def contracted(trace: "Walk", t: Term, fan_in: AxisSet) -> Echo:
     """Notes that a product of one parameter and data is summed over axes it does not show."""
     node = t.nodes[0]
     assert t.data is not None
     record_weight(trace, t, 0, fan_in, own_axes(node) - met(node.dims, t.data))
     node = node._replace(parts=frozenset(), dims=without(node.dims, t.data))
-    return used(trace, t, node, t.data), frozenset({node.param})
+    return used(trace, t, node, t.data)
 
 
 def used(trace: "Walk", t: Term, node: Node, rows: Dims) -> Echo:
     """What is left of a weight in the product of a contraction."""
+    network = bool(t.edges) and not t.merged
     return Echo(
+        frozenset(t.params if network else [node.param]),
         "used",
         node.dims,
         rows,
         ones=1 in trace.shapes[node.param],
-        network=bool(t.edges) and not t.merged,
+        network=network,
         learned=t.learned,
         cut=NONE.union(*[part.axes for part in node.parts]),
         parts=node.parts,
@@ -211,13 +206,27 @@ def flowing_to(t: Term, last: int) -> dict[int, AxisSet] | None:
 
 def settle_lookup(trace: "Walk", t: Term) -> None:
     """Notes that rows that data chose are part of an activation."""
-    for i, n in enumerate(t.nodes):
-        if not t.edges:
-            trace.use(n.param, "lookup")
-        elif len(t.nodes) == 1:
-            trace.use(n.param, "constant", summed_axes(t, i))
-        else:
-            refuse_pair(trace, t, i)
+    if t.edges:
+        settle_network(trace, t)
+    else:
+        trace.use(t.params, "lookup")
+
+
+def settle_scale(trace: "Walk", t: Term, params: Sequence[int]) -> None:
+    """Notes that some parameters of a product with data are part of the activation that it is."""
+    if t.unsure and t.edges:
+        trace.refuse(params, t.unsure)
+    else:
+        trace.use(params, "lookup" if t.picked else "elementwise")
+
+
+def settle_network(trace: "Walk", t: Term) -> None:
+    """Notes the parameters of a sum of parameters' products that no data told a direction of."""
+    if len(t.nodes) == 1:
+        trace.use(t.params, "constant", summed_axes(t, 0))
+        return
+    for i in range(len(t.nodes)):
+        refuse_pair(trace, t, i)
 
 
 def has_open_ends(t: Term) -> bool:
@@ -230,11 +239,11 @@ def refuse_pair(trace: "Walk", t: Term, i: int) -> None:
     """Notes that a node is contracted with others, of which any may be the weight."""
     near = [(j, axes) for edge in t.edges if i in dict(edge) for j, axes in edge]
     partners = frozenset((t.nodes[j].param, axes) for j, axes in near if j not in (i, CONSTANT))
-    trace.refuse(t.nodes[i].param, EITHER, summed_axes(t, i), partners)
+    trace.refuse([t.nodes[i].param], Why.EITHER, summed_axes(t, i), partners)
 
 
 def as_activation(
-    trace: "Walk", value: Value, over: Sequence[int] = (), repeated: bool = False
+    trace: "Walk", value: Value, over: Sequence[int] = (), sure: bool = True
 ) -> Value:
     """A value made of parameters alone that turned out to be an activation.
 
@@ -242,7 +251,7 @@ def as_activation(
       trace: the walk, which records uses.
       value: the value.
       over: the dimensions that a weight is contracted with.
-      repeated: whether it is known by being repeated along a batch.
+      sure: whether nothing of it could be a weight.
     """
     for t in value.terms:
         last = [i for i, n in enumerate(t.nodes) if axes_of(n.dims[d] for d in over)]
@@ -252,4 +261,11 @@ def as_activation(
             continue
         for i in range(len(t.nodes)):
             refuse_pair(trace, t, i)
-    return replace(value, kind=Kind.DATA, varies=varying(value.shape), terms=(), learned=repeated)
+    rows = varying(value.shape)
+    made = value._replace(kind=Kind.DATA, varies=rows, terms=())
+    if sure:
+        return made
+    nodes = [n for t in value.terms for n in t.nodes]
+    left = [Echo(p := frozenset({n.param}), "added", n.dims, rows, learned=p) for n in nodes]
+    learned = frozenset(n.param for n in nodes)
+    return made._replace(echoes=regrouped([*value.echoes, *left]), learned=learned)

@@ -7,9 +7,8 @@ the value is an activation, and an `Echo` remembers the parameter's digits in it
 contraction over them can be refused.
 """
 
-import functools
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -45,9 +44,8 @@ class Node(NamedTuple):
 Move = Callable[[Dims], Dims]
 
 
-def _moved(one: "Term | Echo", names: Iterable[str], f: Move) -> dict[str, Dims | None]:
-    dims = {name: getattr(one, name) for name in names}
-    return {name: None if d is None else f(d) for name, d in dims.items()}
+def _moved(dims: Dims | None, f: Move) -> Dims | None:
+    return None if dims is None else f(dims)
 
 
 CONSTANT = -1  # stands for a constant in an edge
@@ -70,18 +68,40 @@ class Term(NamedTuple):
     merged: bool = False  # added to a parameter of the same shape: an update of it
     unsure: str = ""  # why it would have to be refused as a weight
     blurred: str = ""  # the data is made from inputs alone by an operation that is not known
-    learned: bool = False  # the data is made of parameters alone, and repeated along a batch
+    learned: frozenset[int] = frozenset()  # the parameters that the data is, by evidence of its own
     unrolled: bool = False  # added to a product of another slice of it with data
     loops: frozenset[Hashable] = frozenset()  # that the data is carried by
     seen: int = 0  # the parameters that the data was computed from, a bit each
 
-    def moved(self, f: Move, data: Move | None = None) -> "Term":
-        """The term after an operation that moves elements, those of data by `data` if given."""
-        nodes = tuple([n._replace(dims=f(n.dims)) for n in self.nodes])
+    def moved(
+        self, f: Move, data: Move | None = None, node: Callable[[Node], Node] | None = None
+    ) -> "Term":
+        """The term after an operation that moves elements as `f` moves dimensions.
+
+        Args:
+          f: moves dimensions.
+          data: moves those that data varies along, where they move otherwise.
+          node: moves an image, where more becomes of it.
+        """
+        node = node or (lambda n: n._replace(dims=f(n.dims)))
+        nodes = tuple([node(n) for n in self.nodes])
         if self.is_image and self.constants is None:
             return self._replace(nodes=nodes)
-        moved = _moved(self, ("constants", "data", "rows", "last"), data or f)
-        return self._replace(nodes=nodes, **moved, **_moved(self, ("picked", "hot"), f))
+        g = data or f
+        return self._replace(
+            nodes=nodes,
+            constants=_moved(self.constants, g),
+            data=_moved(self.data, g),
+            rows=_moved(self.rows, g),
+            last=_moved(self.last, g),
+            picked=_moved(self.picked, f),
+            hot=_moved(self.hot, f),
+        )
+
+    @property
+    def params(self) -> list[int]:
+        """The parameters in it."""
+        return [n.param for n in self.nodes]
 
     @property
     def is_image(self) -> bool:
@@ -103,8 +123,9 @@ class Term(NamedTuple):
 
 
 class Echo(NamedTuple):
-    """What is left of a parameter in a value after its use is known: digits of its own axes."""
+    """What is left of parameters in a value after their use is known: digits of their own axes."""
 
+    params: frozenset[int]
     how: str  # "used": contracted with data; "added" to data; "statistic": summed by itself
     dims: Dims
     rows: Dims  # along which the data varied that it met
@@ -115,53 +136,71 @@ class Echo(NamedTuple):
     repeated: bool = True  # when it met that data, along some digit of that
     layer: bool = False  # that data is a product with another parameter: it is its bias
     ones: bool = False  # the parameter has an axis of length 1, which may be its one output
-    learned: bool = False  # that data is made of parameters alone, and repeated along a batch
+    learned: frozenset[int] = frozenset()  # the parameters that this data is
     network: bool = False  # used in a product with other parameters
     cut: AxisSet = NONE  # axes of which a slice or a step of a loop shows one position
     twice: bool = False  # contracted with data again
     parts: frozenset[Part] = frozenset()  # slices of it that were used
     sliced: frozenset[Part] = frozenset()  # slices of what is left of it
-    seen: int = 0  # if so, what the data was computed from
-    loops: frozenset[Hashable] = frozenset()  # and what carries it
     pending: str = ""  # why it has to be refused, unless it turns out to scale its own parameter
     fan_in: AxisSet = NONE
     whole: Dims | None = None  # its digits with those that the data shared, until it is settled
+    seen: int = 0  # if slices were used, what the data was computed from
+    loops: frozenset[Hashable] = frozenset()  # and what carries it
 
     def moved(self, f: Move, data: Move | None = None) -> "Echo":
         """The echo after an operation that moves elements, those of data by `data` if given."""
-        moved = _moved(self, ("rows", "data", "others"), data or f)
-        return self._replace(**moved, **_moved(self, ("dims", "whole"), f))
+        g = data or f
+        return self._replace(
+            dims=f(self.dims),
+            rows=g(self.rows),
+            data=_moved(self.data, g),
+            others=_moved(self.others, g),
+            whole=_moved(self.whole, f),
+        )
 
 
-Echoes = Mapping[Echo, frozenset[int]]
-
-
-@dataclass(frozen=True)
-class Value:
+class Value(NamedTuple):
     """What is known about one variable of the jaxpr."""
 
     shape: Shape
     kind: Kind = Kind.CONSTANT
     varies: Dims = ()  # along which constants and inputs vary
     terms: tuple[Term, ...] = ()
-    echoes: Echoes = field(default_factory=dict)
+    echoes: tuple[Echo, ...] = ()
     seen: int = 0  # the parameters that went into it, a bit each
     loops: frozenset[Hashable] = frozenset()  # that it is carried by, or computed from what is
     blurred: str = ""  # made from inputs alone by an operation that is not known, and which
-    learned: bool = False  # an activation made of parameters alone, and repeated along a batch
+    # The parameters of an activation made of them alone, told by a norm or by being repeated along
+    # what may be a batch. Contracted with data, it could be a weight all the same.
+    learned: frozenset[int] = frozenset()
     unknown: bool = False  # made of parameters by an operation that is not known
     counts: Dims | None = None  # an iota, and along which dimensions
     one_hot: Dims | None = None  # along which dimensions it has a single one
     number: int | None = None  # a scalar integer that is known
 
-    def moved(self, f: Move, shape: Shape) -> "Value":
-        """The value after an operation that only moves its elements, as `f` moves dimensions."""
-        return replace(
-            self,
+    def moved(
+        self,
+        f: Move,
+        shape: Shape,
+        term: Callable[[Term], Term] | None = None,
+        echo: Callable[[Echo], Echo] | None = None,
+    ) -> "Value":
+        """The value after an operation that only moves its elements, as `f` moves dimensions.
+
+        Args:
+          f: moves dimensions.
+          shape: of the result.
+          term: moves a term, where more becomes of it.
+          echo: the same for an echo.
+        """
+        term = term or (lambda t: t.moved(f))
+        echo = echo or (lambda e: e.moved(f))
+        return self._replace(
             shape=shape,
             varies=f(self.varies),
-            terms=tuple([t.moved(f) for t in self.terms]),
-            echoes=regrouped([(e.moved(f), ps) for e, ps in self.echoes.items()]),
+            terms=tuple([term(t) for t in self.terms]),
+            echoes=regrouped([echo(e) for e in self.echoes]),
             counts=None if self.counts is None else f(self.counts),
             one_hot=None if self.one_hot is None else f(self.one_hot),
         )
@@ -171,18 +210,20 @@ class Value:
         kind = Kind.CONSTANT if self.kind == Kind.PARAMETER else self.kind
         if kind == self.kind and not self.terms and not self.echoes:
             return self
-        return replace(self, kind=kind, varies=self.support, terms=(), echoes={})
+        return self._replace(kind=kind, varies=self.support, terms=(), echoes=(), unknown=False)
 
     def plain(self) -> "Value":
         """The value as something that is no iota, one-hot or known number any more."""
         if self.counts is None and self.one_hot is None and self.number is None:
             return self
-        return replace(self, counts=None, one_hot=None, number=None)
+        return self._replace(counts=None, one_hot=None, number=None)
 
-    @functools.cached_property
+    @property
     def support(self) -> Dims:
         """Along which dimensions it varies, whatever the reason."""
         dims = self.varies
+        if dims == varying(self.shape):
+            return dims
         for t in self.terms:
             dims = vary(dims, t.support)
         for e in self.echoes:
@@ -190,25 +231,21 @@ class Value:
         return dims
 
 
-def regrouped(echoes: Iterable[tuple[Echo, frozenset[int]]]) -> Echoes:
-    """Echoes that came out equal, together; and without those that have no digits left."""
-    if not echoes:
-        return {}
-    result: dict[Echo, frozenset[int]] = {}
-    origins: dict[Echo, list[Echo]] = {}
-    for e, params in echoes:
+def regrouped(echoes: Iterable[Echo]) -> tuple[Echo, ...]:
+    """Echoes that are alike as one, and without those that have no digits left."""
+    result: list[Echo] = []
+    for e in echoes:
         cut = e.sliced or (e.parts and e.data is None)
         if not (cut or e.pending or any([has_axes(dim) for dim in e.dims])):
             continue
-        if e.parts:
-            plain = e._replace(seen=0, loops=frozenset())
-            origins.setdefault(plain, []).append(e)
-            e = plain
-        result[e] = result[e] | params if e in result else params
-    for plain, found in origins.items():
-        seen, loops = _origin(found)
-        result[plain._replace(seen=seen, loops=loops)] = result.pop(plain)
-    return result
+        for i, f in enumerate(result):
+            if e[1:-2] == f[1:-2] and (e.parts or e[-2:] == f[-2:]):
+                seen, loops = _origin((e, f))
+                result[i] = f._replace(params=e.params | f.params, seen=seen, loops=loops)
+                break
+        else:
+            result.append(e)
+    return tuple(result)
 
 
 def _origin(found: Iterable[Term | Echo]) -> tuple[int, frozenset[Hashable]]:
@@ -239,6 +276,21 @@ def constant(shape: Shape, kind: Kind = Kind.CONSTANT) -> Value:
 def nothing(shape: Shape) -> Value:
     """A constant that does not vary: a number."""
     return Value(shape, varies=foreign(shape))
+
+
+def without_dim(dims: Dims, d: int) -> Dims:
+    """All dimensions but one."""
+    return (*dims[:d], *dims[d + 1 :])
+
+
+def with_dim(dims: Dims, d: int, dim: Dim) -> Dims:
+    """The dimensions, of which one is another."""
+    return (*dims[:d], dim, *dims[d + 1 :])
+
+
+def long_axes(shape: Shape) -> AxisSet:
+    """The axes that have a role: those longer than 1."""
+    return frozenset(axis for axis, size in enumerate(shape) if size > 1)
 
 
 def own_axes(node: Node) -> AxisSet:

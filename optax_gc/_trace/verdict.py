@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from .digits import NONE, AxisSet, Shape
-from .values import Use
+from .reasons import Why, priority
+from .values import Use, long_axes
 
 ROLES = {
     "weight": "contracted with data",
@@ -54,22 +55,20 @@ def verdicts(uses: Iterable[Use], shapes: Sequence[Shape]) -> list[Verdict]:
     for use in sorted(uses, key=lambda u: (u.param, u.role, u.where, sorted(u.axes), u.why)):
         of[use.param].append(use)
     fan_in = {
-        p: {_long(u.axes, s) for u in of[p] if u.role == "weight"} for p, s in enumerate(shapes)
+        p: {u.axes & long_axes(s) for u in of[p] if u.role == "weight"}
+        for p, s in enumerate(shapes)
     }
     decided = {(p, axes) for p, found in fan_in.items() if len(found) == 1 for axes in found}
     return [_verdict(of[p], shape, decided) for p, shape in enumerate(shapes)]
 
 
-def _long(axes: AxisSet, shape: Shape) -> AxisSet:
-    return frozenset(a for a in axes if shape[a] > 1)
-
-
 def _verdict(uses: Sequence[Use], shape: Shape, decided: set[tuple[int, AxisSet]]) -> Verdict:
     by = {role: [u for u in uses if u.role == role] for role in ROLES}
+    long = long_axes(shape)
 
     def refuse(why: str, because: Sequence[Use]) -> Verdict:
         at = [*because, *by["weight"]]
-        axes = {_long(u.axes, shape) for u in at} - {NONE}
+        axes = {u.axes & long for u in at} - {NONE}
         candidates = tuple(sorted(axes, key=sorted))
         return Verdict(candidates=candidates, refused=why, where=_where(at))
 
@@ -79,16 +78,16 @@ def _verdict(uses: Sequence[Use], shape: Shape, decided: set[tuple[int, AxisSet]
         batch = frozenset().union(*(u.batch for u in because)) - axes
         outputs = frozenset().union(*(u.outputs for u in because)) - axes - batch
         # Of what constants are contracted with, all else are outputs.
-        outputs |= frozenset(a for a, n in enumerate(shape) if n > 1) - axes - batch
+        outputs |= long - axes - batch
         return Verdict(axes, how, _where(because), outputs, batch)
 
-    if uses and not _long(frozenset(range(len(shape))), shape):
+    if uses and not long:
         return Verdict(how="elementwise only", where=_where(uses))
     weights, none = by["weight"], [*by["lookup"], *by["elementwise"]]
-    fan_in = {_long(u.axes, shape) for u in weights}
-    for use in by["refused"]:
+    fan_in = {u.axes & long for u in weights}
+    for use in sorted(by["refused"], key=lambda u: priority(u.why)):
         activation = not weights and use.partners & decided
-        if {_long(use.axes, shape)} != fan_in and not activation:
+        if {use.axes & long} != fan_in and not activation:
             return refuse(use.why, by["refused"])
     if not weights and by["refused"]:
         return Verdict(how="activation", where=_where(by["refused"]))
@@ -100,25 +99,22 @@ def _verdict(uses: Sequence[Use], shape: Shape, decided: set[tuple[int, AxisSet]
             at = _where([*weights, *by["lookup"]])
             return Verdict(how="tied", where=at, candidates=(answer(weights, "tied").axes,))
         if none:
-            return refuse("contracted with data, and also added to it or multiplied by it", none)
+            return refuse(Why.BOTH, none)
         how = "conv" if all("conv" in u.where for u in weights) else "dense"
         return answer(weights, how)
     if (at := [*none, *by["scalar"]]) and all(u.backward for u in at):
-        return refuse("only the gradient that the function itself takes is used", at)
+        return refuse(Why.BACKWARD, at)
     if none:
         how = "lookup" if by["lookup"] else "elementwise only"
         return Verdict(how=how, where=_where(none))
     if by["constant"]:
-        if len({_long(u.axes, shape) for u in by["constant"]}) > 1:
-            return refuse("contracted with constants over different axes", by["constant"])
+        if len({u.axes & long for u in by["constant"]}) > 1:
+            return refuse(Why.CONSTANTS, by["constant"])
         return answer(by["constant"], "dense")
-    if by["scalar"]:
-        return Verdict(how="elementwise only", where=_where(by["scalar"]))
-    for role in ("statistic", "returned"):
-        if by[role] and len(_long(frozenset(range(len(shape))), shape)) > 1:
-            return refuse(by[role][0].why, by[role])
-    if by["statistic"] or by["returned"]:
-        return Verdict(how="elementwise only", where=_where([*by["statistic"], *by["returned"]]))
+    if by["returned"] and not by["scalar"] and len(long) > 1:
+        return refuse(Why.RETURNED, by["returned"])
+    if alone := [*by["scalar"], *by["statistic"], *by["returned"]]:
+        return Verdict(how="elementwise only", where=_where(alone))
     return Verdict(how="no gradient reaches it")
 
 

@@ -1,9 +1,8 @@
 """The walk through a jaxpr: from the parameters to every use that a gradient reaches."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,8 @@ from .digits import NONE, AxisSet, Shape, foreign, has_axes, own
 from .jaxprs import is_inexact, is_literal, shape_of
 from .liveness import Flags, Liveness
 from .rules import RULES
-from .uses import could_be_weight, refuse_pair, with_slices_joined
-from .values import CONSTANT, Kind, Node, Part, Term, Use, Value, constant, nothing
+from .uses import could_be_weight, settle_network, settle_scale, with_slices_joined
+from .values import Kind, Node, Part, Term, Use, Value, constant, nothing
 
 
 class Walk:
@@ -28,7 +27,7 @@ class Walk:
         self.everything = False
         self.backward = False  # in a gradient that the function itself takes
         self.uses: set[Use] = set()
-        self.where = "the function's arguments"
+        self.at = "the function's arguments"  # or the primitive
         self.path: tuple[int, ...] = ()  # the equations that this one is in, and itself
         self._stack: tuple[str, ...] = ()
         self._bits: dict[tuple[int, frozenset[Part]], int] = {}
@@ -47,18 +46,21 @@ class Walk:
         )
         self._live.append(live)
         outer, outer_backward, outer_path = self._stack, self.backward, self.path
+        stack: Any = None
+        last = jaxprs.last_uses(jaxpr)
         for i, eqn in enumerate(jaxpr.eqns):
-            flags = self.live_outputs(eqn)
+            flags = tuple([v in live for v in eqn.outvars])
             operands = [_read(atom, env) for atom in eqn.invars]
+            for var in last[i]:
+                del env[var]  # or the collector of garbage takes as long as the walk
             if not any(flags) and not (eqn.effects and self._reaches(eqn, live)):
                 operands = [v.without_gradient() for v in operands]
-            text = jaxprs.scope(eqn)
-            self._stack = (*outer, text) if text else outer
-            self.backward = outer_backward or jaxprs.is_backward(eqn)
+            if jaxprs.name_stack(eqn) is not stack:
+                stack = jaxprs.name_stack(eqn)
+                self._stack = (*outer, str(stack))
+                self.backward = outer_backward or jaxprs.is_backward(stack)
             self.path = (*outer_path, i)
-            self.where = (
-                eqn.primitive.name + (" in " if self._stack else "") + "/".join(self._stack)
-            )
+            self.at = eqn.primitive.name
             rule = None if jaxprs.unknown(eqn) else RULES.get(eqn.primitive.name)
             results = rule(self, eqn, *operands) if rule else self.opaque(eqn, operands)
             results = [results] if isinstance(results, Value) else results
@@ -83,16 +85,16 @@ class Walk:
         if kind == Kind.CONSTANT:
             same = [bool((array == array.take([0], d)).all()) for d in range(len(shape))]
             dims = zip(value.varies, foreign(shape), same, strict=True)
-            value = replace(value, varies=tuple(there if s else dim for dim, there, s in dims))
+            value = value._replace(varies=tuple(there if s else dim for dim, there, s in dims))
         if len(shape) == 1:
-            return replace(value, counts=value.varies) if _counts(array) else value
+            return value._replace(counts=value.varies) if _counts(array) else value
         if len(shape) != 2:
             return value
         hot = tuple(
             dim if _single_ones(array, d) else foreign((n,))[0]
             for d, (dim, n) in enumerate(zip(value.varies, shape, strict=True))
         )
-        return replace(value, one_hot=hot) if any(map(has_axes, hot)) else value
+        return value._replace(one_hot=hot) if any(map(has_axes, hot)) else value
 
     def _reaches(self, eqn: Any, live: frozenset[Any]) -> bool:
         return any(not is_literal(a) and a in live and is_inexact(a) for a in eqn.invars)
@@ -117,7 +119,7 @@ class Walk:
 
     def use(
         self,
-        p: int,
+        params: Iterable[int],
         role: str,
         axes: AxisSet = NONE,
         outputs: AxisSet = NONE,
@@ -125,20 +127,22 @@ class Walk:
         why: str = "",
         partners: frozenset[tuple[int, AxisSet]] = frozenset(),
     ) -> None:
-        """Notes what a parameter is used for."""
+        """Notes what parameters are used for."""
         if self._recording:
-            use = Use(p, role, self.where, axes, outputs, batch, why, self.backward, partners)
-            self.uses.add(use)
+            module = "/".join(filter(None, self._stack))
+            where = f"{self.at} in {module}" if module else self.at
+            how = role, where, axes, outputs, batch, why, self.backward, partners
+            self.uses.update(Use(p, *how) for p in params)
 
     def refuse(
         self,
-        p: int,
+        params: Iterable[int],
         why: str,
         axes: AxisSet = NONE,
         partners: frozenset[tuple[int, AxisSet]] = frozenset(),
     ) -> None:
-        """Notes that a parameter's use cannot be told, and over which axes it would be a weight."""
-        self.use(p, "refused", axes, why=why, partners=partners)
+        """Notes that uses of parameters cannot be told, and over which axes of a weight."""
+        self.use(params, "refused", axes, why=why, partners=partners)
 
     def bit(self, p: int, parts: frozenset[Part]) -> int:
         """The bit that stands for some slices of a parameter where it is noted what was seen."""
@@ -152,8 +156,7 @@ class Walk:
     def refuse_all(self, value: Value, why: str) -> None:
         """Notes that no parameter can be told that is in `value` with its use still to come."""
         for t in value.terms:
-            for n in t.nodes:
-                self.refuse(n.param, why)
+            self.refuse(t.params, why)
 
     def opaque(self, eqn: Any, values: Sequence[Value]) -> list[Value]:
         """What is known after an operation that nothing is known about."""
@@ -162,18 +165,15 @@ class Walk:
         seen = 0
         for v in values:
             seen |= v.seen
-            for t in v.terms:
-                for n in t.nodes:
-                    self.refuse(n.param, why)
-            for e, params in v.echoes.items():
-                for p in params if could_be_weight(e) else ():
-                    self.refuse(p, why)
+            self.refuse_all(v, why)
+            for e in v.echoes:
+                if could_be_weight(e):
+                    self.refuse(e.params, why)
         loops = frozenset().union(*(v.loops for v in values))
         # It might be a one-hot, which looks rows up instead of being summed with a weight.
         blurred = "" if seen else why
         return [
-            replace(
-                constant(shape_of(v), kind),
+            constant(shape_of(v), kind)._replace(
                 loops=loops,
                 seen=seen,
                 blurred=blurred,
@@ -184,27 +184,20 @@ class Walk:
 
     def finish(self, outputs: Sequence[Value]) -> None:
         """Notes what the function's results hold of each parameter."""
-        self.where = "the function's results"
+        self.at = "the function's results"
         for value in outputs:
             for t in with_slices_joined(self, value).terms:
-                for i, n in enumerate(t.nodes):
-                    if t.data is not None and t.unsure and t.edges:
-                        self.refuse(n.param, t.unsure)
-                    elif t.data is not None:
-                        self.use(n.param, "lookup" if t.picked else "elementwise")
-                    elif len(t.nodes) == 1 and t.edges:
-                        axes = NONE.union(*[a for e in t.edges for j, a in e if j != CONSTANT])
-                        self.use(n.param, "constant", axes)
-                    elif t.edges:
-                        refuse_pair(self, t, i)
-                    else:
-                        self.use(n.param, "returned", why="returned as it is")
-            for e, params in value.echoes.items():
-                for p in params:
-                    if e.pending:
-                        self.refuse(p, e.pending, e.fan_in)
-                    elif e.how == "added" and not e.repeated:
-                        self.use(p, "elementwise")
+                if t.data is not None:
+                    settle_scale(self, t, t.params)
+                elif t.edges:
+                    settle_network(self, t)
+                else:
+                    self.use(t.params, "returned")
+            for e in value.echoes:
+                if e.pending:
+                    self.refuse(e.params, e.pending, e.fan_in)
+                elif e.how == "added" and not e.repeated:
+                    self.use(e.params, "elementwise")
 
 
 _MOST_ELEMENTS = 1 << 16  # a constant larger than that is not looked into
@@ -225,7 +218,7 @@ def _read(atom: Any, env: dict[Any, Value]) -> Value:
         return env[atom]
     value = nothing(shape_of(atom))
     known = shape_of(atom) == () and np.asarray(atom.val).dtype.kind in "biu"
-    return replace(value, number=int(atom.val)) if known else value
+    return value._replace(number=int(atom.val)) if known else value
 
 
 def walk(closed: Any, n_params: int, data: Sequence[bool]) -> set[Use]:

@@ -3,7 +3,6 @@
 Each says which dimensions of its operands go where in their product, and which of that are summed.
 """
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..digits import Dims, Shape, axes_of, repeats, reshape
@@ -54,8 +53,7 @@ def _one_of(value: Value, groups: tuple[int, ...], key: Any) -> Value:
         parts = [Part(key, axes_of((n.dims[d],)), n.dims[d]) for d in groups]
         return n._replace(dims=seen(n.dims), parts=n.parts | {p for p in parts if p.axes})
 
-    terms = tuple(t._replace(nodes=tuple(map(node, t.nodes))) for t in value.terms)
-    return replace(value.moved(seen, value.shape), terms=terms)
+    return value.moved(seen, value.shape, lambda t: t._replace(nodes=tuple(map(node, t.nodes))))
 
 
 def conv_general_dilated(trace: "Walk", eqn: Any, image: Value, kernel: Value) -> Value:
@@ -95,10 +93,9 @@ def conv_general_dilated(trace: "Walk", eqn: Any, image: Value, kernel: Value) -
         if not any(repeats(n.dims) for t in pure for n in t.nodes):
             return trace.opaque(eqn, (image, kernel))[0]
         for t in pure:
-            for n in t.nodes:
-                trace.use(n.param, "elementwise")
+            trace.use(t.params, "elementwise")
         terms = tuple(t for t in image.terms if t.data is not None)
-        image = replace(image, terms=terms, kind=Kind.DATA, varies=image.support)
+        image = image._replace(terms=terms, kind=Kind.DATA, varies=image.support)
     full = (*grouped, *(kernel.shape[d] for d in k_sum))
     result = contract(trace, image, kernel, i_onto, k_onto, full, len(grouped))
     return result.moved(lambda dims: reshape(dims, shape), shape)

@@ -3,23 +3,22 @@
 import functools
 import operator
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .. import jaxprs
-from ..digits import NONE, VARYING, Dim, Dims, Factor, Shape, axes_of, foreign, has_axes, lost, met
+from ..digits import NONE, VARYING, Dims, Factor, Shape, axes_of, foreign, has_axes, lost, met
 from ..jaxprs import shape_of
 from ..liveness import CALLS, CUSTOM_CALLS
 from ..products import join, multiply
+from ..reasons import Why
 from ..sums import summed
-from ..values import Kind, Node, Part, Term, Value, once, own_axes, regrouped
+from ..values import Echo, Kind, Node, Part, Term, Value, once, own_axes, regrouped
 from .slicing import whole_hot
 
 if TYPE_CHECKING:
     from ..walk import Walk
 
 _MOST_PASSES = 50
-APART = "a product of it with constants is taken apart by a loop"
 
 
 def call(trace: "Walk", eqn: Any, *values: Value) -> list[Value]:
@@ -41,7 +40,7 @@ def custom(trace: "Walk", eqn: Any, *values: Value) -> list[Value]:
     for value, flag in zip(values, reached, strict=True):
         # What the body ignores, but passes on values computed from, gets the gradient of those.
         if any(outs) and not flag and value.seen & ~seen:
-            trace.refuse_all(value, "a custom derivative may give it a gradient that its use hides")
+            trace.refuse_all(value, Why.CUSTOM)
     with trace.counting_everything():
         return trace.run(body, values, outs)
 
@@ -68,35 +67,25 @@ def scan(trace: "Walk", eqn: Any, *values: Value) -> list[Value]:
 def _sliced(x: Value, key: Hashable) -> Value:
     """What a loop sees of a value: a slice, and of a parameter's digits there which it is."""
 
-    def part(dim: Dim, parts: frozenset[Part]) -> frozenset[Part]:
-        axes = axes_of((dim,))
-        return parts | {Part(key, axes, dim)} if axes else parts
+    def part(dims: Dims, parts: frozenset[Part]) -> frozenset[Part]:
+        axes = axes_of(dims[:1])
+        return parts | {Part(key, axes, dims[0])} if axes else parts
 
     def drop(dims: Dims) -> Dims:
         return dims[1:]
 
-    moved = whole_hot(x, (0,)).moved(drop, x.shape[1:])
-    terms = tuple(
-        t._replace(
-            nodes=tuple(
-                n._replace(parts=part(m.dims[0], m.parts))
-                for n, m in zip(t.nodes, before.nodes, strict=True)
-            ),
-            unsure=before.unsure or (APART if _of_constants(before) else ""),
-        )
-        for t, before in zip(moved.terms, x.terms, strict=True)
-    )
-    echoes = regrouped(
-        (
-            e.moved(drop)._replace(
-                cut=e.cut | axes_of(e.dims[:1]),
-                sliced=part(e.dims[0], e.sliced),
-            ),
-            params,
-        )
-        for e, params in x.echoes.items()
-    )
-    return replace(moved, terms=terms, echoes=echoes)
+    def node(n: Node) -> Node:
+        return Node(n.param, n.dims[1:], part(n.dims, n.parts))
+
+    def term(t: Term) -> Term:
+        unsure = t.unsure or (Why.CUT_PRODUCT if _of_constants(t) else "")
+        return t.moved(drop, node=node)._replace(unsure=unsure)
+
+    def echo(e: Echo) -> Echo:
+        sliced = part(e.dims, e.sliced)
+        return e.moved(drop)._replace(cut=e.cut | axes_of(e.dims[:1]), sliced=sliced)
+
+    return whole_hot(x, (0,)).moved(drop, x.shape[1:], term, echo)
 
 
 def _fixpoint(
@@ -115,7 +104,7 @@ def _fixpoint(
       The carried values before or after any step, and the results of one more step.
     """
     n = len(init)
-    init = carry = [replace(v, loops=v.loops | {key}) for v in init]
+    init = carry = [v._replace(loops=v.loops | {key}) for v in init]
     for _ in range(_MOST_PASSES):
         with trace.not_recording():
             after = step(carry)[:n]
@@ -126,20 +115,21 @@ def _fixpoint(
                 join(trace, pair)  # records what becomes of parameters that are carried
             before = [{part for t in v.terms for m in t.nodes for part in m.parts} for v in init]
             seen = functools.reduce(operator.or_, [v.seen for v in init], 0)
-            summed = [
+            after = [
                 _summed_by_loop(trace, value, parts, key, length, seen)
                 for value, parts in zip(carry, before, strict=True)
             ]
-            return [replace(v, loops=v.loops - {key}) for v in summed], results
+            return [v._replace(loops=v.loops - {key}) for v in after], results
         carry = again
     for value in carry:
-        trace.refuse_all(value, "it is changed in every step of a loop")
+        trace.refuse_all(value, Why.ENDLESS)
     return [v.without_gradient() for v in carry], [v.without_gradient() for v in step(carry)]
 
 
 def _equal(a: Sequence[Value], b: Sequence[Value]) -> bool:
     return all(
-        replace(x, terms=()) == replace(y, terms=()) and set(x.terms) == set(y.terms)
+        x._replace(terms=(), echoes=()) == y._replace(terms=(), echoes=())
+        and (set(x.terms), set(x.echoes)) == (set(y.terms), set(y.echoes))
         for x, y in zip(a, b, strict=True)
     )
 
@@ -160,19 +150,14 @@ def _summed_by_loop(
       seen: the parameters that anything carried was computed from before the loop.
     """
     terms, slices = [], []
-    sliced = {e: ps for e, ps in value.echoes.items() if any(q.key == key for q in e.sliced)}
-    echoes = [pair for pair in value.echoes.items() if pair[0] not in sliced]
+    sliced = tuple(e for e in value.echoes if any(part.key == key for part in e.sliced))
+    echoes = [e for e in value.echoes if e not in sliced]
 
-    def refuse(t: Term) -> None:
-        for n in t.nodes:
-            trace.refuse(n.param, "its slices are multiplied by data and added up by a loop")
-
-    for e, params in value.echoes.items():
+    for e in value.echoes:
         if any(part.key == key or _within(part.key, key) for part in e.parts):
-            for p in params:
-                if not (e.seen & ~seen) >> p & 1 or key not in e.loops:
-                    why = "products of several of its slices with data are added up by a loop"
-                    trace.refuse(p, why)
+            carried = key in e.loops
+            unseen = [p for p in e.params if not (carried and (e.seen & ~seen) >> p & 1)]
+            trace.refuse(unseen, Why.SLICES)
     for t in value.terms:
         new = {
             part
@@ -187,23 +172,22 @@ def _summed_by_loop(
             of_step = [n for n in t.nodes if n.parts & new]
             residual = all((t.seen & ~seen) >> n.param & 1 for n in of_step)
             if residual and all(own_axes(n) <= met(n.dims, t.data) for n in t.nodes):
-                for n in t.nodes:
-                    trace.use(n.param, "elementwise")
+                trace.use(t.params, "elementwise")
                 continue
             if any(t.seen >> n.param & 1 for n in of_step):
-                refuse(t)
+                trace.refuse(t.params, Why.SLICES)
                 continue
         if any(part.key != key for part in new):
-            refuse(t)
-            continue
-        slices.append(t)
+            trace.refuse(t.params, Why.SLICES)
+        else:
+            slices.append(t)
     if slices or sliced:
-        steps = replace(value, terms=tuple(slices), echoes=sliced)
+        steps = value._replace(terms=tuple(slices), echoes=sliced)
         steps = _stacked(steps, (length, *value.shape), key, length)
-        total = summed(trace, steps, (0,), lambda dims: dims[1:], value.shape)
+        total = summed(trace, steps, (0,))
         terms += total.terms
-        echoes += total.echoes.items()
-    return replace(value, terms=once(terms), echoes=regrouped(echoes))
+        echoes += total.echoes
+    return value._replace(terms=once(terms), echoes=regrouped(echoes))
 
 
 def _of_others(parts: frozenset[Part], key: Any) -> frozenset[Part]:
@@ -230,34 +214,27 @@ def _stacked(y: Value, shape: Shape, key: Hashable, length: int) -> Value:
     def repeated(dims: Dims) -> Dims:
         return (*foreign((length,)), *dims)
 
-    def restored(dims: Dims, parts: frozenset[Part]) -> tuple[Dims, frozenset[Part]]:
+    def restored(dims: Dims, parts: frozenset[Part]) -> Dims:
         here = [part for part in parts if part.key == key]
         dim = here[0].dim if len(here) == 1 else lost(length, NONE.union(*[p.axes for p in here]))
-        return (dim, *dims), parts - set(here)
+        return (dim, *dims)
 
     def varied(dims: Dims) -> Dims:
         return (along, *dims)
 
-    moved = y.plain().moved(repeated, shape)
-    terms = tuple(
-        t.moved(repeated, varied)._replace(
-            nodes=tuple(Node(n.param, *restored(n.dims, n.parts)) for n in t.nodes)
-        )
-        for t in y.terms
-    )
-    echoes = []
-    for e, params in y.echoes.items():
-        dims, _ = restored(e.dims, e.parts | e.sliced)
-        e = e.moved(repeated, varied)._replace(
-            dims=dims,
+    def node(n: Node) -> Node:
+        return Node(n.param, restored(n.dims, n.parts), _of_others(n.parts, key))
+
+    def echo(e: Echo) -> Echo:
+        return e.moved(repeated, varied)._replace(
+            dims=restored(e.dims, e.parts | e.sliced),
             cut=e.cut - axes_of(part.dim for part in e.sliced if part.key == key),
             parts=_of_others(e.parts, key),
             sliced=_of_others(e.sliced, key),
         )
-        echoes.append((e, params))
-    echoes = regrouped(echoes)
-    loops = y.loops - {key}
-    return replace(moved, varies=(along, *y.varies), terms=terms, echoes=echoes, loops=loops)
+
+    stacked = y.plain().moved(repeated, shape, lambda t: t.moved(repeated, varied, node), echo)
+    return stacked._replace(varies=varied(y.varies), loops=y.loops - {key})
 
 
 def while_(trace: "Walk", eqn: Any, *values: Value) -> list[Value]:

@@ -2,7 +2,6 @@
 
 import operator
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..digits import foreign, has_axes
@@ -68,7 +67,7 @@ def equal(trace: "Walk", eqn: Any, a: Value, b: Value) -> Value:
             )
             along.append(dim if has_axes(dim) and repeated else foreign((shape[d],))[0])
         if any(has_axes(dim) for dim in along):
-            return replace(result, one_hot=tuple(along))
+            return result._replace(one_hot=tuple(along))
     return result
 
 
@@ -99,7 +98,7 @@ def _with_number(eqn: Any, result: Value, values: tuple[Value, ...]) -> Value:
     fold = _NUMBERS.get(eqn.primitive.name)
     if fold is None or None in numbers:
         return result.plain() if result.number is not None else result
-    return replace(result, number=int(fold(*numbers)))
+    return result._replace(number=int(fold(*numbers)))
 
 
 _NUMBERS: dict[str, Callable[..., Any]] = {

@@ -1,13 +1,13 @@
 """Rules for operations that put values together: concatenation, padding, updates."""
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..digits import NONE, VARYING, Dims, Shape, axes_of, is_whole, lost
 from ..jaxprs import shape_of
 from ..products import add, aligned, multiply
-from ..values import Kind, Node, Value, constant, regrouped
+from ..reasons import Why
+from ..values import Echo, Kind, Node, Term, Value, constant, with_dim
 from .slicing import whole_hot
 
 if TYPE_CHECKING:
@@ -54,26 +54,26 @@ def join_along(trace: "Walk", values: tuple[Value, ...], d: int, shape: Shape) -
         )
         unknown = NONE.union(*[part.axes for part in node.parts])
         dim = lost(shape[d], axes | unknown, whole)
-        return Node(p, (*node.dims[:d], dim, *node.dims[d + 1 :]))
+        return Node(p, with_dim(node.dims, d, dim))
+
+    def widen(dims: Dims) -> Dims:
+        return with_dim(dims, d, lost(shape[d], axes_of((dims[d],))))
+
+    def differs(dims: Dims) -> Dims:  # one value from the next
+        return with_dim(dims, d, lost(shape[d], VARYING))
+
+    def term(t: Term) -> Term:
+        moved = t.moved(widen, node=place)
+        return moved._replace(data=moved.data and differs(moved.data))
+
+    def echo(e: Echo) -> Echo:
+        return e.moved(widen)._replace(parts=frozenset())
 
     def embed(v: Value) -> Value:
-        def widen(dims: Dims) -> Dims:
-            return (*dims[:d], lost(shape[d], axes_of((dims[d],))), *dims[d + 1 :])
-
-        def differs(dims: Dims) -> Dims:  # one value from the next
-            return (*dims[:d], lost(shape[d], VARYING), *dims[d + 1 :])
-
-        moved = v.plain().moved(widen, shape)
-        terms = tuple(
-            t._replace(
-                nodes=tuple(place(n) for n in before.nodes),
-                data=t.data and differs(t.data),
-            )
-            for t, before in zip(moved.terms, v.terms, strict=True)
+        moved = v.plain().moved(widen, shape, term, echo)
+        return (
+            moved if v.terms and v.kind != Kind.DATA else moved._replace(varies=differs(v.varies))
         )
-        echoes = regrouped((e._replace(parts=frozenset()), ps) for e, ps in moved.echoes.items())
-        varies = moved.varies if v.terms and v.kind != Kind.DATA else differs(moved.varies)
-        return replace(moved, terms=terms, echoes=echoes, varies=varies)
 
     return add(trace, [embed(v) for v in values], shape)
 
@@ -97,13 +97,14 @@ def pad(trace: "Walk", eqn: Any, value: Value, filler: Value) -> Value:
 
     zero = filler.kind == Kind.CONSTANT  # rows of zeros are no other row
     cuts = [d for d, (m, n) in enumerate(zip(value.shape, shape, strict=True)) if m != n]
-    moved = (whole_hot(value, cuts) if zero else value.plain()).moved(widen, shape)
-    terms = tuple(
-        t._replace(nodes=tuple(n._replace(dims=widen(n.dims, n.param)) for n in before.nodes))
-        for t, before in zip(moved.terms, value.terms, strict=True)
-    )
-    padded = add(trace, (replace(moved, terms=terms), aligned(filler, shape)), shape)
-    return replace(padded, one_hot=moved.one_hot)
+
+    def node(n: Node) -> Node:
+        return n._replace(dims=widen(n.dims, n.param))
+
+    before = whole_hot(value, cuts) if zero else value.plain()
+    moved = before.moved(widen, shape, lambda t: t.moved(widen, node=node))
+    padded = add(trace, (moved, aligned(filler, shape)), shape)
+    return padded._replace(one_hot=moved.one_hot)
 
 
 def dynamic_update_slice(
@@ -111,7 +112,7 @@ def dynamic_update_slice(
 ) -> Value:
     """Writes a window, as into a cache: the two are side by side afterwards."""
     for s in starts:
-        trace.refuse_all(s, "a parameter is an index")
+        trace.refuse_all(s, Why.INDEX)
     shape = shape_of(eqn.outvars[0])
 
     def place(dims: Dims) -> Dims:
@@ -124,7 +125,7 @@ def dynamic_update_slice(
 def scatter(trace: "Walk", eqn: Any, value: Value, indices: Value, updates: Value) -> Value:
     """Writes or adds at indices: positions of what is written are no longer known."""
     shape = shape_of(eqn.outvars[0])
-    trace.refuse_all(indices, "a parameter is an index")
+    trace.refuse_all(indices, Why.INDEX)
     numbers = eqn.params["dimension_numbers"]
     gone = set(numbers.inserted_window_dims) | set(numbers.operand_batching_dims)
     kept = dict(
@@ -146,7 +147,7 @@ def scatter(trace: "Walk", eqn: Any, value: Value, indices: Value, updates: Valu
         for n in t.nodes:
             scattered = axes_of(n.dims) - axes_of(n.dims[i] for i in kept.values())
             if scattered and t.data is not None:
-                trace.refuse(n.param, "its product with data is summed by a scatter")
+                trace.refuse([n.param], Why.SCATTERED)
     spread = updates.plain().moved(place, shape)
     if indices.kind == Kind.DATA and value.kind == updates.kind == Kind.CONSTANT:
         return constant(shape, Kind.DATA)

@@ -13,17 +13,10 @@ if TYPE_CHECKING:
     from ..walk import Walk
 
 
-def reduce_(trace: "Walk", eqn: Any, *values: Value) -> list[Value]:
+def reduce_(trace: "Walk", eqn: Any, value: Value) -> Value:
     """A reduction that drops dimensions."""
-    over = eqn.params["axes"] if "axes" in eqn.params else eqn.params["dimensions"]
-
-    def keep(dims: Dims) -> Dims:
-        return tuple(dim for i, dim in enumerate(dims) if i not in over)
-
-    shapes = [shape_of(v) for v in eqn.outvars]
-    if eqn.primitive.name != "reduce_sum":
-        values = tuple(bent(trace, v) for v in values)
-    return [summed(trace, v, over, keep, s) for v, s in zip(values, shapes, strict=False)]
+    value = value if eqn.primitive.name == "reduce_sum" else bent(trace, value)
+    return summed(trace, value, eqn.params["axes"])
 
 
 def shuffled(trace: "Walk", value: Value, over: Iterable[int], shape: Shape) -> Value:
@@ -37,7 +30,7 @@ def shuffled(trace: "Walk", value: Value, over: Iterable[int], shape: Shape) -> 
 
     # A sum of parameters over their own axes is a statistic of them; of activations, a sum of those
     # elements, which are still there. Both hold here.
-    summed(trace, value, over, lambda dims: dims, value.shape)
+    summed(trace, value, over)
     return value.plain().moved(shuffle, shape)
 
 

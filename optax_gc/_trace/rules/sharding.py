@@ -5,13 +5,12 @@ is contracted over a part of the fan-in is whole once it is summed over the shar
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .. import jaxprs
 from ..digits import NONE, VARYING, Dims, Factor, axes_of, lost
 from ..jaxprs import Names, shape_of
-from ..values import Node, Part, Value, regrouped
+from ..values import Node, Part, Value, regrouped, with_dim
 
 if TYPE_CHECKING:
     from ..walk import Walk
@@ -45,18 +44,9 @@ def _shard(value: Value, shape: tuple[int, ...], split: tuple[Names, ...]) -> Va
         for dim, old, new, names in zip(n.dims, value.shape, shape, split, strict=True):
             if old != new and axes_of((dim,)):
                 parts.add(Part(("mesh", names), axes_of((dim,)), _halves(dim, old, new)[0]))
-        return n._replace(parts=frozenset(parts))
+        return Node(n.param, cut(n.dims), frozenset(parts))
 
-    moved = value.plain().moved(cut, shape)
-    terms = tuple(
-        t._replace(
-            nodes=tuple(
-                n._replace(parts=node(m).parts) for n, m in zip(t.nodes, before.nodes, strict=True)
-            )
-        )
-        for t, before in zip(moved.terms, value.terms, strict=True)
-    )
-    return replace(moved, terms=terms)
+    return value.plain().moved(cut, shape, lambda t: t.moved(cut, node=node))
 
 
 def _halves(dim: tuple[Factor, ...], old: int, new: int) -> tuple[Any, Any]:
@@ -75,9 +65,9 @@ def _whole(trace: "Walk", value: Value, shape: tuple[int, ...], split: tuple[Nam
     for d, names in enumerate(split):
         if names:
             value = _joined(value, d, names, shape[d])
-    for e, params in value.echoes.items():
-        for p in params if e.pending and any(_is_mesh(part) for part in e.parts) else ():
-            trace.refuse(p, e.pending)
+    for e in value.echoes:
+        if e.pending and any(_is_mesh(part) for part in e.parts):
+            trace.refuse(e.params, e.pending)
     return value
 
 
@@ -93,10 +83,10 @@ def _joined(value: Value, d: int, names: Names, size: int) -> Value:
         return value
 
     def spread(dims: Dims) -> Dims:
-        return (*dims[:d], lost(size, axes_of((dims[d],))), *dims[d + 1 :])
+        return with_dim(dims, d, lost(size, axes_of((dims[d],))))
 
     def varied(dims: Dims) -> Dims:
-        return (*dims[:d], lost(size, VARYING), *dims[d + 1 :])
+        return with_dim(dims, d, lost(size, VARYING))
 
     def node(n: Node) -> Node:
         here = [part for part in n.parts if _is_mesh(part, *names)]
@@ -105,14 +95,10 @@ def _joined(value: Value, d: int, names: Names, size: int) -> Value:
             dim: Any = (_glued(here[0].dim, inner),)
         else:
             dim = lost(size, axes_of((inner,)) | axes)
-        return Node(n.param, (*n.dims[:d], dim, *n.dims[d + 1 :]), n.parts - set(here))
+        return Node(n.param, with_dim(n.dims, d, dim), n.parts - set(here))
 
-    moved = value.plain().moved(spread, shape)
-    terms = tuple(
-        t.moved(spread, varied)._replace(nodes=tuple(node(n) for n in t.nodes)) for t in value.terms
-    )
-    varies = varied(moved.varies) if moved.kind and not value.terms else moved.varies
-    return replace(moved, terms=terms, varies=varies)
+    moved = value.plain().moved(spread, shape, lambda t: t.moved(spread, varied, node))
+    return moved._replace(varies=varied(moved.varies)) if moved.kind and not value.terms else moved
 
 
 def _fits(outer: Any, inner: Any) -> bool:
@@ -141,12 +127,12 @@ def _shows(values: tuple[Value, ...]) -> bool:
 
 def _summed(value: Value, names: tuple[Any, ...]) -> Value:
     echoes = []
-    for e, params in value.echoes.items():
+    for e in value.echoes:
         done = frozenset(part for part in e.parts if _is_mesh(part, *names))
         left = e.parts - done
         pending = e.pending if any(map(_is_mesh, left)) or not done else ""
-        echoes.append((e._replace(parts=left, pending=pending), params))
-    return replace(value, echoes=regrouped(echoes))
+        echoes.append(e._replace(parts=left, pending=pending))
+    return value._replace(echoes=regrouped(echoes))
 
 
 def all_gather(trace: "Walk", eqn: Any, value: Value) -> Value:

@@ -1,12 +1,12 @@
 """Rules for operations that take parts of values: slices and lookups."""
 
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..digits import Dims, Factor, Shape, axes_of, foreign, has_axes, lost, vary
+from ..digits import NONE, Dims, Factor, Shape, axes_of, chosen, foreign, has_axes, lost, vary
 from ..jaxprs import shape_of
-from ..values import Kind, Node, Part, Value, regrouped
+from ..reasons import Why
+from ..values import Echo, Kind, Node, Part, Term, Value, without_dim
 
 if TYPE_CHECKING:
     from ..walk import Walk
@@ -26,7 +26,7 @@ def cut(trace: "Walk", value: Value, shape: Shape, starts: Sequence[Hashable]) -
     def window(dims: Dims) -> Dims:
         return tuple([_window(dim, shape[d]) if d in cuts else dim for d, dim in enumerate(dims)])
 
-    def parts(node: Node) -> frozenset[Part]:
+    def part(node: Node) -> Node:
         found = set(node.parts)
         for d in cuts:
             if axes := axes_of((node.dims[d],)):
@@ -34,43 +34,28 @@ def cut(trace: "Walk", value: Value, shape: Shape, starts: Sequence[Hashable]) -
                 plain = len(dim) == 1 and dim[0].stride == 1 and shape[d] == 1
                 index = start if isinstance(start, int) and plain else None
                 found.add(Part((start, shape[d], dim), axes, place=index))
-        return frozenset(found)
+        return Node(node.param, window(node.dims), frozenset(found))
 
-    result = whole_hot(value, cuts).moved(window, shape)
+    def echo(e: Echo) -> Echo:
+        ones = axes_of(e.dims[d] for d in cuts if shape[d] == 1)
+        return e._replace(cut=e.cut | ones).moved(window)
+
+    def term(t: Term) -> Term:
+        return t.moved(window, node=part if t.data is None else None)
+
+    result = whole_hot(value, cuts).moved(window, shape, term, echo)
     seen = value.seen
-    terms = tuple(
-        [
-            after
-            if before.data is not None
-            else after._replace(
-                nodes=tuple(
-                    [
-                        n._replace(parts=parts(m))
-                        for n, m in zip(after.nodes, before.nodes, strict=True)
-                    ]
-                )
-            )
-            for before, after in zip(value.terms, result.terms, strict=True)
-        ]
-    )
-    for t in terms:
+    for t in result.terms:
         for n in t.nodes if t.data is None else ():
             seen |= trace.bit(n.param, n.parts) if n.parts else 0
-    if value.echoes and cuts:
-        before = regrouped(
-            (e._replace(cut=e.cut | axes_of(e.dims[d] for d in cuts if shape[d] == 1)), params)
-            for e, params in value.echoes.items()
-        )
-        echoes = regrouped((e.moved(window), params) for e, params in before.items())
-        result = replace(result, echoes=echoes)
-    return replace(result, terms=terms, seen=seen)
+    return result._replace(seen=seen)
 
 
 def whole_hot(value: Value, cuts: Sequence[int]) -> Value:
     """The value, of which some dimensions are cut; a one-hot that is cut is not known any more."""
     if value.one_hot is None or not any(has_axes(value.one_hot[d]) for d in cuts):
-        return replace(value.plain(), one_hot=value.one_hot)
-    return replace(value.plain(), blurred="a one-hot is taken apart")
+        return value.plain()._replace(one_hot=value.one_hot)
+    return value.plain()._replace(blurred=Why.CUT_ONE_HOT)
 
 
 def _window(dim: tuple[Factor, ...], size: int) -> tuple[Factor, ...]:
@@ -105,7 +90,7 @@ def dynamic_slice(trace: "Walk", eqn: Any, value: Value, *starts: Value) -> Valu
     """A slice that starts where other values say; a lookup if those are data."""
     shape = shape_of(eqn.outvars[0])
     for s in starts:
-        trace.refuse_all(s, "a parameter is an index")
+        trace.refuse_all(s, Why.INDEX)
     at = [
         min(max(s.number if s.number >= 0 else s.number + n, 0), n - m)
         if s.number is not None
@@ -121,7 +106,7 @@ def dynamic_slice(trace: "Walk", eqn: Any, value: Value, *starts: Value) -> Valu
 def _picked(value: Value, indices: Dims) -> Value:
     """Marks what indices that are data, and vary along some dimensions, have chosen."""
     if value.kind == Kind.DATA:
-        return replace(value, varies=vary(value.varies, indices))
+        return value._replace(varies=vary(value.varies, indices))
     # Slices that data chose are rows of a table, not slices that could be told apart.
     terms = tuple(
         t._replace(
@@ -132,13 +117,13 @@ def _picked(value: Value, indices: Dims) -> Value:
         )
         for t in value.terms
     )
-    return replace(value, kind=Kind.DATA, varies=vary(value.varies, indices), terms=terms)
+    return value._replace(kind=Kind.DATA, varies=vary(value.varies, indices), terms=terms)
 
 
 def gather(trace: "Walk", eqn: Any, value: Value, indices: Value) -> Value:
     """A lookup by indices, such as an embedding: rows of the axes that are indexed."""
     shape, numbers = shape_of(eqn.outvars[0]), eqn.params["dimension_numbers"]
-    trace.refuse_all(indices, "a parameter is an index")
+    trace.refuse_all(indices, Why.INDEX)
     sizes = eqn.params["slice_sizes"]
     gone = set(numbers.collapsed_slice_dims) | set(numbers.operand_batching_dims)
     offsets = dict(
@@ -180,7 +165,7 @@ def gather(trace: "Walk", eqn: Any, value: Value, indices: Value) -> Value:
         if not by_data:  # positions that constants chose could still be contracted over
             for i in batch:
                 varies = shape[i] > 1 and has_axes(rows[i])
-                result[i] = lost(shape[i], axes) if varies else foreign((shape[i],))[0]
+                result[i] = chosen(shape[i], axes if varies else NONE)
         for d, i in offsets.items():
             result[i] = dims[d] if d not in looked_up else lost(shape[i], axes_of((dims[d],)))
         for d, i in paired.items():
@@ -191,15 +176,15 @@ def gather(trace: "Walk", eqn: Any, value: Value, indices: Value) -> Value:
     result = value.plain().moved(pick, shape)
     if by_data and looked_up:
         result = _picked(result, rows)
-    result = replace(result, varies=vary(result.varies, rows), kind=max(result.kind, indices.kind),
+    result = result._replace(varies=vary(result.varies, rows), kind=max(result.kind, indices.kind),
                      seen=result.seen | indices.seen)  # fmt: skip
     if one_hot is not None and not any(has_axes(one_hot[d]) for d in looked_up):
-        result = replace(result, one_hot=pick(one_hot))
+        result = result._replace(one_hot=pick(one_hot))
     elif one_hot is not None and len(looked_up) == 1 and len(value.shape) == 2:
         (d,) = (d for d in range(2) if d not in looked_up)
         hot = list(foreign(shape))
         hot[offsets[d]] = one_hot[d]
-        result = replace(result, one_hot=tuple(hot))
+        result = result._replace(one_hot=tuple(hot))
     return result
 
 
@@ -207,16 +192,11 @@ def unstack(trace: "Walk", eqn: Any, value: Value) -> list[Value]:
     """Slices along one dimension, which goes."""
     d = eqn.params["axis"]
     thin = (*value.shape[:d], 1, *value.shape[d + 1 :])
-
-    def drop(dims: Dims) -> Dims:
-        return (*dims[:d], *dims[d + 1 :])
-
-    return [
-        cut(trace, value, thin, [i if e == d else 0 for e in range(len(thin))]).moved(
-            drop, shape_of(v)
-        )
-        for i, v in enumerate(eqn.outvars)
-    ]
+    slices = []
+    for i, var in enumerate(eqn.outvars):
+        part = cut(trace, value, thin, [i if e == d else 0 for e in range(len(thin))])
+        slices.append(part.moved(lambda dims: without_dim(dims, d), shape_of(var)))
+    return slices
 
 
 RULES = {
