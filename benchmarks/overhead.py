@@ -17,6 +17,7 @@ import csv
 import functools
 import os
 import pathlib
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -106,15 +107,18 @@ def compiled(step: Step, *args: Any) -> tuple[Any, dict[str, float]]:
 
 
 def interleaved(programs: dict[str, Step], args: tuple[Any, ...], rounds: int) -> dict[str, list]:
-    """Seconds of every program in every round; the order rotates, donated results go on."""
+    """Seconds of every program in every round; donated results go on.
+
+    The order is another in every round: a program that frees gigabytes slows the next one down.
+    """
     *carry, last = args
     seconds: dict[str, list[float]] = {name: [] for name in programs}
-    names = list(programs)
+    names, order = list(programs), random.Random(0)
     end = time.monotonic() + SECONDS
     for i in range(rounds + 1):
         if i > LEAST_ROUNDS and time.monotonic() > end:
             break
-        for name in names[i % len(names) :] + names[: i % len(names)]:
+        for name in order.sample(names, len(names)):
             start = time.perf_counter()
             carry = jax.block_until_ready(programs[name](*carry, last))
             if i:  # the first round warms up
