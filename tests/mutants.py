@@ -32,7 +32,7 @@ TESTS = {
     "_weights": ["test_weights", "test_meshes_weights"],
     "_scale_invariant": ["test_scale_invariant"],
     "diagnostics": ["test_diagnostics"],
-    "_trace": ["test_trace_cases", "test_trace_errors", "test_trace_near_misses"],
+    "_trace": ["test_trace_reasons", "test_trace_errors", "test_trace_near_misses"],
 }
 SECONDS = 300  # of the processor's time for one mutant, some of which never end
 COMPARED = {
