@@ -129,7 +129,9 @@ def _with_data(t: Term, b: Value, support: Dims) -> Term:
     if (t.bent and t.data is not None) or _is_own_statistic(t, b, support):
         return t
     chosen = t.is_rows
+    both = chosen and any([u.is_rows for u in b.terms])  # either could be the other's weight
     return t._replace(
+        unsure=Why.EITHER if both else t.unsure,
         data=support if chosen or t.data is None else vary(t.data, support),
         rows=None if chosen else t.data,
         last=support,
@@ -229,8 +231,15 @@ def absorbs(t: Term, statistic: Term) -> bool:
     return len(t.nodes) == 1 and mixed <= own_axes(t.nodes[0])
 
 
-def add(trace: "Walk", values: Sequence[Value], shape: Shape) -> Value:
-    """The sum of values, or one value made of parts of several."""
+def add(trace: "Walk", values: Sequence[Value], shape: Shape, is_sum: bool = False) -> Value:
+    """The sum of values, or one value made of parts of several.
+
+    Args:
+      trace: the walk, which records uses.
+      values: the values.
+      shape: of the result.
+      is_sum: whether the program adds them up.
+    """
     values = [aligned(v, shape) for v in values]
     values = [_without_own_sums(v, [o for o in values if o is not v]) for v in values]
     kind = max(v.kind for v in values)
@@ -280,7 +289,7 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape) -> Value:
     )
     if unknown:
         result = result._replace(terms=tuple(t._replace(unsure=Why.EITHER) for t in result.terms))
-    elif kind == Kind.PARAMETER and len(result.terms) > 1:
+    elif is_sum and kind == Kind.PARAMETER and len(result.terms) > 1:
         result = _with_evidence(trace, result)
     return tidied(trace, result)
 
@@ -344,10 +353,11 @@ def _check_echoes(trace: "Walk", values: Sequence[Value]) -> None:
 
 def _with_evidence(trace: "Walk", value: Value) -> Value:
     """A sum of parameters: a product plus a vector is an activation, plus a matrix an update."""
-    vectors = [t for t in value.terms if t.is_image and repeats(t.nodes[0].dims)]
-    full = [t for t in value.terms if t.is_image and not repeats(t.nodes[0].dims)]
+    vectors = [t for t in value.terms if _is_vector(t)]
+    full = [t for t in value.terms if t.is_image and t not in vectors]
     networks = [t for t in value.terms if not t.is_image]
-    if vectors and len(vectors) < len(value.terms):
+    # A vector that is added to a matrix alone may be part of a weight.
+    if vectors and (networks or (full and all(t.curved for t in full))):
         rows = foreign(value.shape)
         for t in vectors:
             rows = vary(rows, t.nodes[0].dims)
@@ -366,6 +376,12 @@ def _with_evidence(trace: "Walk", value: Value) -> Value:
         )
         return value._replace(terms=terms)
     return value
+
+
+def _is_vector(t: Term) -> bool:
+    """Whether a term is a parameter that is repeated, such as a bias over the rows of a batch."""
+    node = t.nodes[0]
+    return t.is_image and t.constants is None and bool(own_axes(node)) and repeats(node.dims)
 
 
 def added(trace: "Walk", t: Term, rows: Dims, echoes: Sequence[Echo] = ()) -> list[Echo]:
@@ -426,7 +442,7 @@ def bent(trace: "Walk", value: Value) -> Value:
         if alone:
             terms.append(t._replace(bent=True))
             continue
-        settle_scale(trace, t, t.params)
+        settle_scale(trace, t)
         for n in t.nodes:
             if not besides(t.data, n.dims):
                 itself = frozenset({n.param})

@@ -166,7 +166,7 @@ def summed(trace: "Walk", value: Value, over: Sequence[int], dot: bool = False) 
         axes_of(n.dims[d] for d in over)
         and axes_of(blank(n.dims)) - met(blank(n.dims), blank(t.data))
         for t in value.terms
-        if t.data is not None and not t.bent and not t.picked
+        if t.data is not None and t.rows is None and not t.bent and not t.picked
         for n in t.nodes
     )
     echoes += [_sum_echo(trace, e, over, weighted) for e in value.echoes]
@@ -331,6 +331,8 @@ def _sum_with_data(s: _Sum) -> Result:
     fan_in = directed(t, roots)
     weights = _with_outputs(s, roots, fan_in or {})
     refusal = _why_unclear(s, [i for i in roots if i in weights or not weights], data)
+    if refusal == t.unsure and t.picked is not None and not weights:
+        refusal = ""  # a product of rows of two tables
     if refusal and _is_scale(s, roots):
         s.trace.use(t.params, "elementwise")
         return [], []
@@ -347,13 +349,14 @@ def _sum_with_data(s: _Sum) -> Result:
         for i in ends
     ]
     if len(ends) > 1 and not frozenset.intersection(*apart):
-        s.refuse(ends, Why.TWO_SIDES, fan_in)
+        s.refuse(ends, Why.TWO_SIDES, {})
         return [], []
     if (
         t.bent
         and t.edges
         and not t.merged
         and all(any(i in dict(edge) for edge in t.edges) for i in range(len(t.nodes)))
+        and any(CONSTANT in dict(edge) for edge in t.edges)  # a network on constants
     ):
         made = as_activation(trace, s.value._replace(terms=(t,)), s.over)
         assert made.kind == Kind.DATA

@@ -149,8 +149,12 @@ def with_slices_joined(trace: "Walk", value: Value, final: bool = True) -> Value
         if itself and not any(trace.is_seen(t.nodes[0], t.seen) for t in group):
             trace.use([p], "elementwise")  # each scales what the ones before it went into
             continue
+        several = len({t.seen for t in group}) > 1  # not shifts of one value, as a convolution's
         if not covered or itself or any(t.bent or len(t.nodes[0].parts) > 1 for t in group):
             trace.refuse([p], Why.SLICES, axes if not itself else NONE)
+            continue
+        if not own_axes(group[0].nodes[0]) or several:
+            trace.refuse([p], Why.SCALE)
             continue
         for t in group:
             echoes.append(contracted(trace, t, axes))
@@ -212,12 +216,15 @@ def settle_lookup(trace: "Walk", t: Term) -> None:
         trace.use(t.params, "lookup")
 
 
-def settle_scale(trace: "Walk", t: Term, params: Sequence[int]) -> None:
-    """Notes that some parameters of a product with data are part of the activation that it is."""
+def settle_scale(trace: "Walk", t: Term) -> None:
+    """Notes that a product with data is an activation, and what it is scaled with a part of it."""
+    several = len(t.nodes) > 1
     if t.unsure and t.edges:
-        trace.refuse(params, t.unsure)
+        trace.refuse(t.params, t.unsure)
+    elif t.edges and (several or t.picked is not None):
+        settle_network(trace, t)
     else:
-        trace.use(params, "lookup" if t.picked else "elementwise")
+        trace.use(t.params, "lookup" if t.picked is not None else "elementwise")
 
 
 def settle_network(trace: "Walk", t: Term) -> None:

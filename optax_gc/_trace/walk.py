@@ -188,7 +188,7 @@ class Walk:
         for value in outputs:
             for t in with_slices_joined(self, value).terms:
                 if t.data is not None:
-                    settle_scale(self, t, t.params)
+                    settle_scale(self, t)
                 elif t.edges:
                     settle_network(self, t)
                 else:

@@ -25,7 +25,7 @@ def nonlinear(trace: "Walk", eqn: Any, *values: Value) -> Value:
 
 def add_(trace: "Walk", eqn: Any, *values: Value) -> Value:
     """A sum: a bias, a residual, a low-rank update, noise."""
-    return _with_number(eqn, add(trace, values, shape_of(eqn.outvars[0])), values)
+    return _with_number(eqn, add(trace, values, shape_of(eqn.outvars[0]), is_sum=True), values)
 
 
 def mul(trace: "Walk", eqn: Any, a: Value, b: Value) -> Value:
