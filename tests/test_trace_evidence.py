@@ -1,0 +1,471 @@
+"""axes_from_trace where a weight looks like something else.
+
+A scale, a diagonal, a frozen matrix or a column beside a weight are no bias; slices of a table are
+no taps; what inputs scale, choose or bend is not told apart by who comes last.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from trace_support import REFUSED, Untold, answers, f32, i32, outcomes
+
+K = lambda *s: np.random.default_rng(0).normal(size=s).astype(np.float32)  # noqa: E731
+X, W, SQUARE = f32(3, 8), f32(8, 6), f32(8, 8)
+AB = {"a": f32(8, 2), "b": f32(2, 6)}
+IMAGE = f32(2, 9, 10, 4)
+CASES = []
+
+
+def conv(x, k):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=numbers)
+
+
+def case(build):
+    """Notes a program: its function, parameters, inputs and the outcome of each parameter."""
+    CASES.append(build)
+    return build
+
+
+# ---- Beside a weight, what is no bias of rows.
+
+
+@case
+def one_wide_weight_concatenated():
+    """Policy and value head, depth and colour head, fused qkv of MQA."""
+    return (
+        lambda p, x: x @ jnp.concatenate([p["w"], p["v"]], 1),
+        {"w": W, "v": f32(8, 1)},
+        (X,),
+        {"w": (0,), "v": (0,)},
+    )
+
+
+@case
+def bias_folded_into_the_weight():
+    return (
+        lambda p, x: (
+            jnp.concatenate([x, jnp.ones((3, 1))], 1) @ jnp.concatenate([p["w"], p["b"][None]])
+        ),
+        {"w": W, "b": f32(6)},
+        (X,),
+        {"w": (0,), "b": ()},
+    )
+
+
+@case
+def bayesian_weight_with_one_scale():
+    """Reparametrization, evolution strategies: w + sigma * noise."""
+    return (
+        lambda p, x: (
+            x @ (p["mu"] + jax.nn.softplus(p["rho"]) * jax.random.normal(jax.random.key(0), (8, 6)))
+        ),
+        {"mu": W, "rho": f32()},
+        (X,),
+        {"mu": (0,), "rho": ()},
+    )
+
+
+@case
+def weight_plus_a_diagonal():
+    """Glow's 1x1 convolution (PLU), Cayley, leaky recurrences, A + diag(s)."""
+    return (
+        lambda p, x: x @ (jnp.triu(p["u"], 1) + jnp.diag(jnp.exp(p["s"]))),
+        {"u": SQUARE, "s": f32(8)},
+        (X,),
+        {"u": (0,), "s": Untold(())},
+    )
+
+
+@case
+def weight_plus_scaled_identity():
+    """DiracNets, AntisymmetricRNN, skip init."""
+    return (
+        lambda p, x: x @ (p["w"] + p["g"] * jnp.eye(8)),
+        {"w": SQUARE, "g": f32()},
+        (X,),
+        {"w": (0,), "g": ()},
+    )
+
+
+@case
+def vera():
+    """VeRA: frozen random A and B, trained vectors."""
+    return (
+        lambda p, x: x @ (p["w"] + K(8, 4) @ (K(4, 6) * p["b"])),
+        {"w": W, "b": f32(6)},
+        (X,),
+        {"w": (0,), "b": ()},
+    )
+
+
+@case
+def lora_on_a_dequantized_weight():
+    """QLoRA merged, trained scales: s * (int weights) + a @ b."""
+    return (
+        lambda p, x: x @ (p["s"] * K(8, 6) + p["a"] @ p["b"]),
+        AB | {"s": f32(6)},
+        (X,),
+        {"a": (0,), "b": (0,), "s": ()},
+    )
+
+
+@case
+def the_same_with_scales_of_rows():
+    """Answers a: (1,) and b: (): wrong axes, not only none."""
+    return (
+        lambda p, x: x @ (p["s"] * K(8, 6) + p["a"] @ p["b"]),
+        AB | {"s": f32(8, 1)},
+        (X,),
+        {"a": (0,), "b": (0,), "s": Untold(())},
+    )
+
+
+@case
+def learned_clipping_range():
+    """PACT, LSQ+, learned bounds."""
+    return (
+        lambda p, x: x @ jnp.clip(p["w"], -p["c"], p["c"]),
+        {"w": W, "c": f32()},
+        (X,),
+        {"w": (0,), "c": ()},
+    )
+
+
+@case
+def quantization_with_an_offset():
+    """LSQ+; a binary weight with a threshold: sign(w - t) * s."""
+    return (
+        lambda p, x: x @ (jnp.sign(p["w"] - p["t"]) * p["s"]),
+        {"w": W, "t": f32(6), "s": f32(6)},
+        (X,),
+        {"w": (0,), "t": (), "s": ()},
+    )
+
+
+@case
+def non_centered_prior():
+    """Numpyro's reparametrization of coefficients; scalars only."""
+    return (
+        lambda p, x: x @ (p["mu"] + p["sd"] * p["z"]),
+        {"mu": f32(), "sd": f32(), "z": f32(8)},
+        (X,),
+        {"z": Untold((0,)), "mu": (), "sd": ()},
+    )
+
+
+@case
+def kernels_of_two_sizes():
+    """RepVGG, ACNet, DBB: k3x3 + pad(k1x1)."""
+    return (
+        lambda p, x: conv(x, p["k"] + jnp.pad(p["c"], ((1, 1), (1, 1), (0, 0), (0, 0)))),
+        {"k": f32(3, 3, 4, 6), "c": f32(1, 1, 4, 6)},
+        (IMAGE,),
+        {"k": (0, 1, 2), "c": (2,)},
+    )
+
+
+@case
+def central_difference_convolution():
+    """CDCN with a trained theta; also x @ (w - t * w.mean(0))."""
+    return (
+        lambda p, x: conv(x, p["k"] - p["t"] * p["k"].mean((0, 1), keepdims=True)),
+        {"k": f32(3, 3, 4, 6), "t": f32()},
+        (IMAGE,),
+        {"k": (0, 1, 2), "t": ()},
+    )
+
+
+@case
+def shared_weight_plus_one_for_each_member():
+    """Ensembles, multi-task; a matrix as the "vector"."""
+    return (
+        lambda p, x: jax.vmap(lambda d: jnp.tanh(x @ (p["w"] + d)))(p["d"]),
+        {"w": W, "d": f32(4, 8, 6)},
+        (X,),
+        {"w": (0,), "d": (1,)},
+    )
+
+
+@case
+def shared_weight_plus_one_for_each_head():
+    return (
+        lambda p, x: jnp.einsum("td,dhk->thk", x, p["w"] + p["s"][:, None]),
+        {"w": f32(8, 2, 4), "s": f32(8, 4)},
+        (X,),
+        {"w": (0,), "s": (0,)},
+    )
+
+
+@case
+def fused_multi_query_projection():
+    """Q, k, v in one product, with one head of keys and values."""
+    return (
+        lambda p, x: jnp.einsum("td,dhk->thk", x, jnp.concatenate([p["q"], p["k"], p["v"]], 1)),
+        {"q": f32(8, 4, 3), "k": f32(8, 1, 3), "v": f32(8, 1, 3)},
+        (f32(7, 8),),
+        {n: (0,) for n in "qkv"},
+    )
+
+
+@case
+def antisymmetric_rnn():
+    """W - w.T alone is refused; with the diffusion term it is ()."""
+    return (
+        lambda p, h: jnp.tanh(h @ (p["w"] - p["w"].T - p["g"] * jnp.eye(8))),
+        {"w": SQUARE, "g": f32()},
+        (X,),
+        {"w": REFUSED, "g": ()},
+    )
+
+
+@case
+def output_table_with_one_more_row():
+    """A class "none", a null key, a mask token's row: p is (1, d)."""
+    return (
+        lambda p, x: x @ jnp.concatenate([p["k"], p["none"]], 0).T,
+        {"k": f32(5, 8), "none": f32(1, 8)},
+        (X,),
+        {"k": (1,), "none": (1,)},
+    )
+
+
+@case
+def gumbel_softmax_weight_with_a_learned_temperature():
+    """Noise / t is "a vector"."""
+    return (
+        lambda p, x: (
+            x @ jax.nn.softmax((p["w"] + jax.random.gumbel(jax.random.key(0), (8, 6))) / p["t"], 0)
+        ),
+        {"w": W, "t": f32()},
+        (X,),
+        {"w": (0,), "t": ()},
+    )
+
+
+# ---- Scales of different values, in one table.
+
+
+@case
+def uncertainty_weighting_of_losses():
+    """Kendall et al.; log variances, also added up themselves."""
+    return (
+        lambda p, x: (
+            jnp.exp(-p["s"][0]) * ((x @ p["w"]) ** 2).mean()
+            + jnp.exp(-p["s"][1]) * jnp.abs(x @ p["u"]).mean()
+            + p["s"].sum()
+        ),
+        {"s": f32(2), "w": W, "u": W},
+        (X,),
+        {"s": Untold(()), "w": (0,), "u": (0,)},
+    )
+
+
+@case
+def lambdas_of_residuals():
+    """Modded-nanogpt: x = l[0] * x + l[1] * x0; v = l[0] * v + l[1] * ve."""
+    return (
+        lambda p, x: (lambda h: (p["l"][0] * h + p["l"][1] * x) @ p["v"])(jnp.tanh(x @ p["w"])),
+        {"l": f32(2), "w": SQUARE, "v": W},
+        (X,),
+        {"l": Untold(()), "w": (0,), "v": (0,)},
+    )
+
+
+@case
+def the_same_for_each_channel():
+    """A table of two scales; "scales of residual branches of one table" is ()."""
+    return (
+        lambda p, x: p["s"][0] * x + p["s"][1] * jnp.tanh(x @ p["w"]),
+        {"s": f32(2, 8), "w": SQUARE},
+        (X,),
+        {"s": Untold(()), "w": (0,)},
+    )
+
+
+@case
+def rational_activation():
+    """Pade units, polynomial activations: coefficients of powers."""
+    return (
+        lambda p, x: sum(p["a"][k] * x**k for k in range(4)),
+        {"a": f32(4)},
+        (X,),
+        {"a": Untold(())},
+    )
+
+
+# ---- A weight and another one that inputs scale.
+
+
+@case
+def weights_of_time():
+    """Neural ODEs, w(t) = w0 + t * w1; interpolation; LoRA-like scale as an input."""
+    return (
+        lambda p, x, t: x @ (p["w0"] + t * p["w1"]),
+        {"w0": W, "w1": W},
+        (X, f32()),
+        {"w0": Untold((0,)), "w1": (0,)},
+    )
+
+
+@case
+def weights_gated_by_the_input():
+    return (
+        lambda p, x: jax.vmap(lambda x: x @ (p["w"] + jax.nn.sigmoid(x.mean()) * p["v"]))(x),
+        {"w": W, "v": W},
+        (X,),
+        {"w": Untold((0,)), "v": (0,)},
+    )
+
+
+# ---- Factors that inputs choose or scale.
+
+
+@case
+def lora_of_a_task():
+    """X @ (a[i] @ b[i]) answers a: (2,), b: ()/(1,); (x @ a[i]) @ b[i] is right."""
+    return (
+        lambda p, x, i: x @ (p["a"][i] @ p["b"][i]),
+        {"a": f32(4, 8, 2), "b": f32(4, 2, 6)},
+        (X, i32()),
+        {"a": Untold((1,)), "b": Untold((1,))},
+    )
+
+
+@case
+def lora_of_a_task_for_each_example():
+    """Merged with w, vmapped: w is refused, a is (2,)."""
+    return (
+        lambda p, x, i: jax.vmap(lambda x, i: x @ (p["w"] + p["a"][i] @ p["b"][i]))(x, i),
+        {"w": W, "a": f32(4, 8, 2), "b": f32(4, 2, 6)},
+        (X, i32(3)),
+        {"w": Untold((0,)), "a": Untold((1,)), "b": Untold((1,))},
+    )
+
+
+@case
+def tensor_train_embedding():
+    """TT-Rec: both factors answered as the weight of the other."""
+    return (
+        lambda p, i, j: (
+            jnp.tanh(jnp.einsum("bir,brj->bij", p["a"][i], p["b"][j])).reshape(3, 8) @ p["w"]
+        ),
+        {"a": f32(9, 2, 3), "b": f32(7, 3, 4), "w": W},
+        (i32(3), i32(3)),
+        {"a": REFUSED, "b": REFUSED, "w": (0,)},
+    )
+
+
+@case
+def low_rank_update_by_an_example():
+    """W is refused, b is refused, a is (1,): the rank."""
+    return (
+        lambda p, x, z: jnp.einsum(
+            "bi,bio->bo", x, p["w"] + jnp.einsum("ir,br,ro->bio", p["a"], z, p["b"])
+        ),
+        {"w": W} | AB,
+        (X, f32(3, 2)),
+        {"w": Untold((0,)), "a": Untold((0,)), "b": Untold((0,))},
+    )
+
+
+# ---- A nonlinear function of a product of parameters.
+
+
+@case
+def adaptive_adjacency():
+    """Graph WaveNet, MTGNN, AGCRN: symmetric in e1 and e2, answered (), (1,)."""
+    return (
+        lambda p, x: jax.nn.softmax(jax.nn.relu(p["e1"] @ p["e2"].T), -1) @ x,
+        {"e1": f32(7, 3), "e2": f32(7, 3)},
+        (f32(7, 8),),
+        {"e1": REFUSED, "e2": REFUSED},
+    )
+
+
+@case
+def factorized_attention_weights():
+    """AFT-full's w = u v^T in exp; Synthesizer's factorized random."""
+    return (
+        lambda p, x: jnp.exp(p["u"] @ p["v"]) @ x,
+        {"u": f32(7, 3), "v": f32(3, 7)},
+        (f32(7, 8),),
+        {"u": REFUSED, "v": REFUSED},
+    )
+
+
+@case
+def positive_low_rank_weight():
+    """Answers a: (1,), b: (); x @ (w * exp(a @ b)) is refused."""
+    return lambda p, x: x @ jnp.exp(p["a"] @ p["b"]), AB, (X,), {"a": REFUSED, "b": REFUSED}
+
+
+@case
+def clipped_low_rank_weight():
+    return lambda p, x: x @ jnp.clip(p["a"] @ p["b"], -1, 1), AB, (X,), {"a": REFUSED, "b": REFUSED}
+
+
+# ---- A kernel made of two parameters.
+
+
+def convolved(p, u, c):
+    """A state-space kernel of states that decay by `a`, convolved with the inputs."""
+    k = jnp.einsum("hn,hnl->hl", c, jnp.exp(p["a"][:, :, None] * np.arange(7)))
+    return jnp.fft.irfft(jnp.fft.rfft(k, 14) * jnp.fft.rfft(u, 14), 14)[..., :7]
+
+
+S4D, SIGNAL = {"a": f32(8, 4), "c": f32(8, 4)}, f32(2, 8, 7)
+
+
+@case
+def state_space_kernel():
+    return lambda p, u: convolved(p, u, p["c"]), S4D, (SIGNAL,), {"a": (), "c": (1,)}
+
+
+@case
+def state_space_kernel_with_zero_order_hold():
+    return (
+        lambda p, u: convolved(p, u, p["c"] * (jnp.exp(p["a"]) - 1) / p["a"]),
+        S4D,
+        (SIGNAL,),
+        {"a": Untold(()), "c": Untold((1,))},
+    )
+
+
+# ---- A product of parameters as a scale, or as a table.
+
+
+@case
+def low_rank_gate():
+    """X + e @ g is refused, x * (e @ g) is () and ()."""
+    return (
+        lambda p, x: jnp.tanh(x * (p["e"] @ p["g"])),
+        {"e": f32(7, 5), "g": f32(5, 8)},
+        (f32(2, 7, 8),),
+        {"e": REFUSED, "g": REFUSED},
+    )
+
+
+@case
+def projected_table_then_looked_up():
+    """E[i] @ w is (0,); (e @ w)[i] and jnp.tanh(e @ w)[i] are ()."""
+    return (
+        lambda p, i: (p["e"] @ p["w"])[i],
+        {"e": f32(11, 5), "w": f32(5, 8)},
+        (i32(3),),
+        {"e": Untold(()), "w": Untold((0,))},
+    )
+
+
+@case
+def constants_projected_then_looked_up():
+    """Sinusoids @ w, indexed by time; with a bias it is (0,)."""
+    return lambda p, i: (K(11, 5) @ p["w"])[i], {"w": f32(5, 8)}, (i32(3),), {"w": (0,)}
+
+
+@pytest.mark.parametrize("build", CASES, ids=[build.__name__ for build in CASES])
+def test_a_weight_is_told_or_refused_by_no_more_than_the_computation_shows(build):
+    fn, params, args, expected = build()
+    assert answers(fn, params, *args) == outcomes(expected)
