@@ -4,6 +4,7 @@
 are read as that, so that one rule decides every contraction however it is spelled.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -154,6 +155,8 @@ def summed(trace: "Walk", value: Value, over: Sequence[int], dot: bool = False) 
             by_data, alone = [*over], []
         left: list[Term] = [t]
         for dims, rule in ((alone, _sum_without_data), (by_data, _sum_with_data)):
+            if not dims:
+                continue
             before, left = left, []
             for one in before:
                 more, found = rule(_Sum(trace, value, one, dims, dot))
@@ -199,15 +202,19 @@ class _Sum:
         """The dimensions that are summed."""
         return tuple([dims[d] for d in self.over])
 
-    def alone(self, i: int) -> AxisSet:
-        """The axes of a node that stay, and that data shares no more than a part of."""
-        dims = self.blank(self.t.nodes[i].dims)
+    @functools.cached_property
+    def alone(self) -> list[AxisSet]:
+        """For each node, the axes that stay, and that data shares no more than a part of."""
+        return [self._alone(n) for n in self.t.nodes]
+
+    def _alone(self, node: Node) -> AxisSet:
+        dims = self.blank(node.dims)
         if self.t.data is None:
             return axes_of(dims)
         # Rows of a table that are chosen for pairs of positions are in both, and no outputs.
         rows = frozenset(a for dim in dims for f in dim if f.stride == 0 for a in f.axes)
         data = self.blank(self.t.data)
-        cut = [part.dim for part in self.t.nodes[i].parts]
+        cut = [part.dim for part in node.parts]
         pairs = rows & frozenset(a for dim in cut for f in dim if f.stride == 0 for a in f.axes)
         return axes_of(without(dims, data)) - (rows & met(dims, data)) - pairs
 
@@ -286,7 +293,7 @@ def _sum_beside_data(s: _Sum, nodes: Sequence[int], constant: bool) -> Result:
         (i,) = nodes
         trace.use([t.nodes[i].param], "scalar")
         return [], [_statistic(s, t.nodes[i], s.gone[i])]
-    weights = [i for i in nodes if s.alone(i)]
+    weights = [i for i in nodes if s.alone[i]]
     if len(weights) != 1 or constant or t.edges:
         s.refuse(nodes, Why.BESIDE_DATA, {})
         return [], []
@@ -296,8 +303,6 @@ def _sum_beside_data(s: _Sum, nodes: Sequence[int], constant: bool) -> Result:
 def _sum_with_data(s: _Sum) -> Result:
     """Parameters contracted with data."""
     t, trace = s.t, s.trace
-    if not s.over:
-        return [t], []
     assert t.data is not None
     data = s.at(t.data)
     roots = {i: gone for i, gone in enumerate(s.gone) if gone}
@@ -343,7 +348,7 @@ def _sum_with_data(s: _Sum) -> Result:
             fan_in or {},
         )
         return [], []
-    ends = [i for i in weights if i in roots and s.alone(i)]
+    ends = [i for i in weights if i in roots and s.alone[i]]
     apart = [
         frozenset(d for d, dim in enumerate(s.blank(t.nodes[i].dims)) if has_axes(dim))
         for i in ends
@@ -373,7 +378,7 @@ def _has_fan_in_of_one(s: _Sum) -> bool:
     """Whether a parameter is contracted over axes of length 1, which leaves outputs."""
     at = s.at(s.t.nodes[0].dims)
     ones = any(f.axes for dim in at for f in dim)
-    return len(s.t.nodes) == 1 and not s.t.edges and s.t.rows is None and ones and bool(s.alone(0))
+    return len(s.t.nodes) == 1 and not s.t.edges and s.t.rows is None and ones and bool(s.alone[0])
 
 
 def _with_outputs(s: _Sum, roots: dict[int, AxisSet], fan_in: dict[int, AxisSet]) -> list[int]:
@@ -381,7 +386,7 @@ def _with_outputs(s: _Sum, roots: dict[int, AxisSet], fan_in: dict[int, AxisSet]
     return [
         i
         for i, axes in fan_in.items()
-        if i != CONSTANT and (s.alone(i) or summed_axes(s.t, i) - (NONE if i in roots else axes))
+        if i != CONSTANT and (s.alone[i] or summed_axes(s.t, i) - (NONE if i in roots else axes))
     ]
 
 
@@ -467,7 +472,7 @@ def _is_scale(s: _Sum, fan_in: dict[int, AxisSet]) -> bool:
     Such as queries, scaled before they meet keys.
     """
     t = s.t
-    if len(t.nodes) != 1 or t.rows is None or t.last is None or 0 not in fan_in or s.alone(0):
+    if len(t.nodes) != 1 or t.rows is None or t.last is None or 0 not in fan_in or s.alone[0]:
         return False
     return besides(s.blank(t.rows), vary(s.blank(t.nodes[0].dims), s.blank(t.last)))
 
@@ -489,10 +494,10 @@ def _settled(s: _Sum, fan_in: dict[int, AxisSet], weights: Sequence[int]) -> Res
         elif i in weights:
             # Axes of length 1 have no role, yet among contracted ones they belong to the fan-in.
             ones = frozenset(a for dim in s.at(n.dims) for f in dim for a in f.axes if f.size == 1)
-            record_weight(s.trace, t, i, fan_in[i] | ones, s.alone(i), s.shared(i))
+            record_weight(s.trace, t, i, fan_in[i] | ones, s.alone[i], s.shared(i))
             node = n._replace(dims=without(s.blank(n.dims), rows))
             left = used(s.trace, t, node, rows)
-            if not s.dot and s.alone(i) and s.shared(i):  # a dot says itself what a unit is
+            if not s.dot and s.alone[i] and s.shared(i):  # a dot says itself what a unit is
                 left = left._replace(whole=s.blank(n.dims), fan_in=fan_in[i])
             if of_shards(s.trace, n, s.at(n.dims), s.gone[i]):
                 left = left._replace(pending=Why.PARTLY)  # until it is summed over the shards
