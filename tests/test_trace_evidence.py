@@ -18,7 +18,7 @@ IMAGE = f32(2, 9, 10, 4)
 CASES = []
 
 
-def since_0_8(axes):
+def told_before_0_8(axes):
     """What JAX's diag no longer tells: before 0.8 it was a vector that is repeated and masked."""
     return axes if jax.__version_info__ < (0, 8) else Untold(axes)
 
@@ -80,7 +80,7 @@ def weight_plus_a_diagonal():
         lambda p, x: x @ (jnp.triu(p["u"], 1) + jnp.diag(jnp.exp(p["s"]))),
         {"u": SQUARE, "s": f32(8)},
         (X,),
-        {"u": (0,), "s": since_0_8(())},
+        {"u": (0,), "s": told_before_0_8(())},
     )
 
 
