@@ -160,24 +160,31 @@ def percent(x: float | None) -> str:
 
 def overhead(records: list[Record]) -> str:
     """Ratios of times with their ranges; "read" is one more read, A/A the step over itself."""
-    found: dict[tuple[str, ...], dict[str, Record]] = {}
+    found: dict[tuple[str, str], dict[str, dict[str, Record]]] = {}
     for r in records:
-        found.setdefault((r["step"], r["dtype"], r["optimizer"]), {})[r["variant"]] = r
-    rows = []
-    for (step, dtype, optimizer), of in found.items():
-        if AGAIN not in of:  # times to trace and to compile
-            continue
-        cells = [
-            spread((float(r["ratio"]), float(r["least"]), float(r["greatest"])))
-            if (r := of.get(v))
-            else ""
-            for v in (READ, *VARIANTS, AGAIN)
-        ]
-        void = " (void)" if of[AGAIN]["void"] == "True" else ""
-        milliseconds = f"{1e3 * float(of[WITHOUT]['seconds']):.2f}"
-        floor = f"{float(f):.2f}" if (f := of[WITHOUT]["floor"]) else ""
-        rows.append([f"{named(step)}, {dtype}, {optimizer}{void}", milliseconds, floor, *cells])
-    return markdown(["step", f"ms {WITHOUT}", "floor", READ, OURS, NAIVE, "optax", AGAIN], rows)
+        steps = found.setdefault((r["optimizer"], r["dtype"]), {})
+        steps.setdefault(r["step"], {})[r["variant"]] = r
+    columns = (READ, OURS, AGAIN, NAIVE, OPTAX)
+    head = [f"ms {WITHOUT}", "floor", *columns]
+    tables = []
+    for (optimizer, dtype), steps in found.items():
+        rows = []
+        for step, of in steps.items():
+            if AGAIN not in of:  # times to trace and to compile
+                continue
+            cells = [
+                spread((float(r["ratio"]), float(r["least"]), float(r["greatest"])))
+                if (r := of.get(v))
+                else ""
+                for v in columns
+            ]
+            void = " (void)" if of[AGAIN]["void"] == "True" else ""
+            floor = f"{float(f):.2f}" if (f := of[WITHOUT]["floor"]) else ""
+            milliseconds = f"{1e3 * float(of[WITHOUT]['seconds']):.0f}"
+            rows.append([f"{named(step)}{void}", milliseconds, floor, *cells])
+        if rows:
+            tables.append(markdown([f"{optimizer}, {dtype}", *head], rows))
+    return "\n\n".join(tables)
 
 
 def tracing(records: list[Record]) -> str:
