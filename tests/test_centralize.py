@@ -342,8 +342,8 @@ def program_of(shape):
 
 
 def test_a_large_kernel_is_added_up_in_blocks_of_rows_that_no_shard_cuts():
-    assert "tensor<128x32x160xf32>" in program_of((4096, 160))  # 16 blocks for each of 8 devices
-    assert "x32x" not in program_of((4096 + 32, 160))
+    assert "tensor<32x128x160xf32>" in program_of((4096, 160))  # 4 blocks for each of 8 devices
+    assert "x128x" not in program_of((4096 + 128, 160))
 
 
 def test_a_large_kernel_is_centred_to_a_few_roundings():
