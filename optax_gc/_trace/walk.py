@@ -49,7 +49,7 @@ class Walk:
         stack: Any = None
         last = jaxprs.last_uses(jaxpr)
         for i, eqn in enumerate(jaxpr.eqns):
-            flags = tuple([v in live for v in eqn.outvars])
+            flags = self.live_outputs(eqn)
             operands = [_read(atom, env) for atom in eqn.invars]
             for var in last[i]:
                 del env[var]  # or the collector of garbage takes as long as the walk
