@@ -10,7 +10,8 @@ from jax import lax
 
 from ._axes import Axes
 
-_BLOCK = 128  # rows: few enough to stay in cache, and enough for their sums to be small
+_BLOCK = 128  # rows: the more, the less memory for their sums and the greater the errors
+_LARGE = 2**22  # elements, more than a cache holds
 
 
 @functools.partial(jax.jit, static_argnames=("axes", "mesh_axes"), inline=True)
@@ -86,17 +87,17 @@ def _in_part(x: jax.Array, axes: Axes) -> jax.Array:
 
     XLA adds up in blocks of 32 along an axis, but short axes in one sequence, whose errors grow
     with its length: means of 8.9 units of roundoff were left on (3, 3, 3, 8, 16), and 2.8 by a sum
-    of sums. A large kernel it adds up column by column, a cache line for every row: 65 ms for
-    (4096, 16384), which take 17 ms block by block (2 cores, jax 0.10.2). Blocks of 32 rows take
-    14, but XLA of jax 0.12 writes their sums out, 3 % of the kernel. Shards keep whole blocks, or
-    the partitioner would move the kernel.
+    of sums. A large kernel it adds up column by column, a cache line for every row. Its products
+    of matrices read row by row: ones times blocks of 128 rows run at the memory's speed, but add up
+    in one sequence (16 units of roundoff are left of a constant column), and their sums take 1/128
+    of the kernel's memory. Shards keep whole blocks, or the partitioner would move the kernel.
     """
     along = axes[-1]
     rows = x.shape[along]
     if len(axes) > 1 and max(x.shape[axis] for axis in axes) <= 32:
         part = _total(x, axes[1:])
     elif (
-        x.size < 2**19
+        x.size < _LARGE
         or along == x.ndim - 1
         or rows <= _BLOCK
         or rows % (_BLOCK * jax.device_count())
@@ -104,8 +105,11 @@ def _in_part(x: jax.Array, axes: Axes) -> jax.Array:
     ):
         return x
     else:
-        shape = (*x.shape[:along], rows // _BLOCK, _BLOCK, *x.shape[along + 1 :])
-        part = lax.reduce_sum(lax.reshape(x, shape), (along + 1,))
+        blocks = (*x.shape[:along], rows // _BLOCK)
+        x = lax.reshape(x, (*blocks, _BLOCK, *x.shape[along + 1 :]))
+        ones = lax.full((*blocks, _BLOCK), 1, x.dtype)
+        fan_in, batch = ((along + 1,),) * 2, (tuple(range(along + 1)),) * 2
+        part = lax.dot_general(ones, x, (fan_in, batch), precision=lax.Precision.HIGHEST)
     return lax.optimization_barrier(part)  # or XLA makes one sum of two
 
 
