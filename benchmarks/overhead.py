@@ -8,7 +8,7 @@ variant's time over the time without GC in the same round, with the least and th
 brackets. The step without GC is timed twice a round: a row in which it differs from itself by over
 5 % is void. Two bounds stand beside them. The floor counts passes over memory, one more read of
 each kernel's gradient among them. "read" is the step without GC and then a program that does
-nothing but that read. A row takes at most 25 rounds, and begins none after 15 seconds: some 13
+nothing but that read. A row takes at most 50 rounds, and begins none after 40 seconds: some 15
 minutes in all on two cores.
 """
 
@@ -42,7 +42,7 @@ OPTIMIZERS = {
 # Passes over memory: parameter and moments are read and written, and the gradient is read.
 PASSES = {"sgd, momentum": 5, "adam": 7}
 VOID = 0.05
-SECONDS, LEAST_ROUNDS = 15, 5  # for the rounds of a row
+SECONDS, LEAST_ROUNDS = 40, 5  # for the rounds of a row
 
 
 def naive(axes: Any) -> optax.GradientTransformation:
@@ -281,10 +281,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small trees, under a minute")
     parser.add_argument("--csv", type=pathlib.Path, help="write every number to this file")
     parser.add_argument("--chart", type=pathlib.Path, help="write a bar chart to this file")
-    parser.add_argument("--rounds", type=int, help="at most, a row (default 25, quick 5)")
+    parser.add_argument("--rounds", type=int, help="at most, a row (default 50, quick 5)")
     parser.add_argument("--trees", nargs="+", choices=list(trees.TREES), help="only these")
     options = parser.parse_args()
-    rounds = options.rounds or (5 if options.quick else 25)
+    rounds = options.rounds or (5 if options.quick else 50)
     names = options.trees or list(trees.TREES)
     chosen = {name: trees.TREES[name] for name in names}
     if options.quick and not options.trees:

@@ -4,8 +4,9 @@ python tests/mutants.py optax_gc/_axes.py --workers 2 --every 3 --out survivors.
 
 A mutant is one changed operator, constant, condition or return value, or one removed statement. It
 lives in memory: a worker imports the package again with it, in a process that has JAX and the
-frameworks already. The tracer's mutants run on every program of its tests, up to the first answer
-that changes, and the rest on the tests in TESTS, up to the first failure, as other files' do.
+frameworks already. The tracer's mutants run on the programs of its tests that come to the changed
+line, up to the first answer that changes, and the rest on the tests in TESTS, up to the first
+failure, as other files' do.
 """
 
 import argparse
@@ -32,7 +33,9 @@ TESTS = {
     "_weights": ["test_weights", "test_meshes_weights"],
     "_scale_invariant": ["test_scale_invariant"],
     "diagnostics": ["test_diagnostics"],
-    "_trace": ["test_trace_reasons", "test_trace_errors", "test_trace_near_misses"],
+    "_trace": ["test_trace_reasons", "test_trace_errors", "test_trace_evidence", "test_roles"],
+    "_trace.call": ["test_first_call", "test_mistakes"],
+    "_trace.jaxprs": ["test_jaxprs"],
 }
 SECONDS = 300  # of the processor's time for one mutant, some of which never end
 COMPARED = {
@@ -67,6 +70,8 @@ def others(node):
         case ast.IfExp(_, body, orelse):
             yield body
             yield orelse
+        case ast.If(ast.Name("TYPE_CHECKING")) | ast.Return(ast.Constant(False | None)):
+            return  # the same for all who do not compare with None
         case ast.If(_, body, orelse):
             yield ast.If(ast.Constant(True), body, orelse)
             yield ast.If(ast.Constant(False), body, orelse)
@@ -97,7 +102,7 @@ def sites(node, inside=""):
 
 
 def mutants(source):
-    """(what is changed, the changed source) of each mutant of a file."""
+    """(what is changed, its line if it is in a function, the source) of each mutant of a file."""
     tree = ast.parse(source)
     for place, (parent, field, i, inside) in enumerate(sites(tree)):
         child = getattr(parent, field) if i is None else getattr(parent, field)[i]
@@ -112,7 +117,7 @@ def mutants(source):
             text = lambda n: ast.unparse(n).replace("\n", " ")[:70]  # noqa: E731
             line = getattr(child, "lineno", getattr(parent, "lineno", 0))
             what = f"{line} {inside}: {text(child)}  ->  {text(other)}"
-            yield what, ast.unparse(ast.fix_missing_locations(changed))
+            yield what, line if inside else 0, ast.unparse(ast.fix_missing_locations(changed))
 
 
 class Changed(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -180,7 +185,7 @@ def passes(tests):
 class Programs:
     """The tracer on every program of its tests."""
 
-    def __init__(self):
+    def __init__(self, file):
         from respell import changed, jaxpr_of, primitives, respelled
         from trace_everything import WHOLE, built, everything
         from trace_support import promoting
@@ -195,7 +200,22 @@ class Programs:
                 for name in spellings
                 if changed(name, case)
             ]
-        self.answers = [self.answer(case) for case in self.cases]
+        importlib.import_module("optax_gc._trace")
+        self.lines = [set() for _ in self.cases]
+        self.answers = [self.watched(i, file) for i in range(len(self.cases))]
+
+    def watched(self, i, file):
+        """The answers to a program, whose lines of a file are noted."""
+
+        def note(frame, event, _):
+            self.lines[i].add(frame.f_lineno)
+            return note
+
+        sys.settrace(lambda frame, *_: note if frame.f_code.co_filename == file else None)
+        try:
+            return self.answer(self.cases[i])
+        finally:
+            sys.settrace(None)
 
     def answer(self, case):
         fn, params, *args = case
@@ -205,11 +225,11 @@ class Programs:
             trace = importlib.import_module("optax_gc._trace")._trace(fn, params, args, {})
         return [(bool(v.refused), frozenset(v.axes)) for v in trace.found]
 
-    def notice(self):
+    def notice(self, line):
         """Whether an answer changes; what notices comes first the next time."""
         for i, case in enumerate(self.cases):
-            if self.answer(case) != self.answers[i]:
-                for of in (self.cases, self.answers):
+            if (not line or line in self.lines[i]) and self.answer(case) != self.answers[i]:
+                for of in (self.cases, self.answers, self.lines):
                     of.insert(0, of.pop(i))
                 return True
         return False
@@ -222,16 +242,19 @@ def work(file, share, every):
 
     module = file.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
     name = module.split(".")[1]
-    programs = Programs() if name == "_trace" else None
+    programs = Programs(str(ROOT / file)) if name == "_trace" else None
+    own = module.removeprefix("optax_gc.")
+    tests = TESTS[name] + (TESTS.get(own, []) if own != name else [])
     first, workers = share
     text = (ROOT / file).read_text()
     chosen = list(mutants(text))[::every]
     mine = chosen[first::workers]
-    for what, source in [(None, text), *mine, (None, text)]:  # unchanged, before and after
+    unchanged = (None, 0, text)
+    for what, line, source in [unchanged, *mine, unchanged]:
         try:
             with imported(module, source):
                 importlib.import_module("optax_gc")
-                survives = not (programs and programs.notice()) and passes(TESTS[name])
+                survives = not (programs and programs.notice(line)) and passes(tests)
         except (Exception, TooLong, SystemExit):
             survives = False
         if what is None:
