@@ -5,11 +5,12 @@
 A step is update and apply, with parameters and optimizer state donated, all in the row's dtype.
 The variants of a row take turns on the same arrays; a ratio is the median over the rounds of a
 variant's time over the time without GC in the same round, with the least and the greatest in
-brackets. The step without GC is timed twice a round: a row in which it differs from itself by over
-5 % is void. Two bounds stand beside them. The floor counts passes over memory, one more read of
-each kernel's gradient among them. "read" is the step without GC and then a program that does
-nothing but that read. A row takes at most 50 rounds, and begins none after 40 seconds: some 15
-minutes in all on two cores.
+brackets. The formula and Optax's take turns by themselves: what they free, up to a gigabyte, slows
+down whatever comes next. The step without GC is timed twice a round: a row in which it differs from
+itself by over 5 % is void. Two bounds stand beside them. The floor counts passes over memory, one
+more read of each kernel's gradient among them. "read" is the step without GC and then a program
+that does nothing but that read. A row takes at most 50 rounds of each, and begins none after 15
+seconds: some 12 minutes in all on two cores.
 """
 
 import argparse
@@ -42,7 +43,8 @@ OPTIMIZERS = {
 # Passes over memory: parameter and moments are read and written, and the gradient is read.
 PASSES = {"sgd, momentum": 5, "adam": 7}
 VOID = 0.05
-SECONDS, LEAST_ROUNDS = 40, 5  # for the rounds of a row
+SECONDS, LEAST_ROUNDS = 15, 5  # for the rounds of a turn
+TURNS = ((WITHOUT, AGAIN, OURS, READ), (WITHOUT, NAIVE, OPTAX))
 
 
 def naive(axes: Any) -> optax.GradientTransformation:
@@ -146,11 +148,16 @@ def row(name: str, make: Callable[[], Any], dtype: Any, optimizer: str, rounds: 
     programs[AGAIN] = programs[WITHOUT]
     programs[READ] = read(trees.axes(tree), structs)
     init = jax.jit(lambda key: trees.arrays(tree, key, dtype))
-    state = jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state))()
-    seconds = interleaved(
-        programs, (init(jax.random.key(0)), state, init(jax.random.key(1))), rounds
-    )
-    measured = ratios(seconds)
+    zeros = jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state))
+    seconds, measured = {}, {}
+    for turn in TURNS:
+        chosen = {variant: programs[variant] for variant in turn}
+        # No name keeps what the first turn is done with.
+        found = interleaved(
+            chosen, (init(jax.random.key(0)), zeros(), init(jax.random.key(1))), rounds
+        )
+        measured |= ratios(found)
+        seconds = found | seconds
     return {
         "tree": name,
         "dtype": jnp.dtype(dtype).name,

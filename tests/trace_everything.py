@@ -8,7 +8,9 @@ from typing import Any
 
 import keras
 import test_trace_after_loops as after_loops
+import test_trace_evidence as evidence
 import test_trace_near_misses as near_misses
+import trace_spellings
 from flax import nnx
 from test_trace_hazards import HAZARDS
 from test_trace_models import MODELS
@@ -48,13 +50,12 @@ def everything(models: bool = True) -> list[tuple[str, Any, dict[str, set[Any]] 
     for name, (fn, params, args, expectation) in near_misses.CASES.items():
         build = lambda case=(fn, params, *args): case  # noqa: E731
         programs.append((name, build, {"params": right(expectation)}))
-    try:
-        import trace_spellings
-
-        for name, build, expected in trace_spellings.CASES:
-            programs.append((name, build, {p: right(a) for p, a in expected.items()}))
-    except ImportError:
-        pass
+    for name, build, expected in trace_spellings.CASES:
+        programs.append((name, build, {p: right(a) for p, a in expected.items()}))
+    for case in evidence.CASES:
+        fn, params, args, expected = case()
+        build = lambda case=(fn, params, *args): case  # noqa: E731
+        programs.append((case.__name__, build, {p: right(a) for p, a in expected.items()}))
     x = after_loops.X
     for name, build in {
         "linen layers after an RNN": lambda: linen(after_loops.LinenAfterRNN(), x),

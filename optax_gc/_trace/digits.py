@@ -58,6 +58,21 @@ def axes_of(dims: Iterable[Sequence[Factor]]) -> AxisSet:
     return found[0] if len(found) == 1 else NONE.union(*found)
 
 
+def without_dim(dims: Dims, d: int) -> Dims:
+    """All dimensions but one."""
+    return (*dims[:d], *dims[d + 1 :])
+
+
+def with_dim(dims: Dims, d: int, dim: Dim) -> Dims:
+    """The dimensions, of which one is another."""
+    return (*dims[:d], dim, *dims[d + 1 :])
+
+
+def long_axes(shape: Shape) -> AxisSet:
+    """The axes that have a role: those longer than 1."""
+    return frozenset(axis for axis, size in enumerate(shape) if size > 1)
+
+
 def has_axes(dim: Sequence[Factor]) -> bool:
     """Whether a parameter axis longer than 1 occurs in `dim`."""
     for f in dim:  # much of a trace's time is spent here, and any() takes twice as long

@@ -5,7 +5,7 @@ knows them. `PARAMETERS` lists those that were looked at. Anything else may chan
 means: `unknown` names it, for a refusal.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -92,7 +92,6 @@ class Loop(NamedTuple):
     n_consts: int
     n_carry: int
     length: int
-    reverse: bool
 
     @property
     def carry(self) -> slice:
@@ -107,7 +106,7 @@ def loop(eqn: Any) -> Loop:
         n_consts, n_carry = len(consts), len(carry)
     else:
         n_consts, n_carry = eqn.params["num_consts"], eqn.params["num_carry"]
-    return Loop(body(eqn), n_consts, n_carry, eqn.params["length"], eqn.params["reverse"])
+    return Loop(body(eqn), n_consts, n_carry, eqn.params["length"])
 
 
 class While(NamedTuple):
@@ -131,72 +130,29 @@ def branches(eqn: Any) -> list[Body]:
     return [opened(branch) for branch in eqn.params["branches"]]
 
 
-class Solve(NamedTuple):
-    """A custom linear solve: the constants of each function come first, then right-hand sides."""
-
-    matvec: Body
-    matvec_consts: slice
-    solve: Body
-    solve_consts: slice
-    rhs: slice
-
-
-def linear_solve(eqn: Any) -> Solve:
-    """The map that is inverted by a custom_linear_solve, and the function that inverts it."""
-    jaxprs, lengths = eqn.params["jaxprs"], eqn.params["const_lengths"]
-    a, b, c, d = lengths.matvec, lengths.vecmat, lengths.solve, lengths.transpose_solve
-    matvec, solve = opened(jaxprs.matvec), opened(jaxprs.solve)
-    return Solve(
-        matvec, slice(a), solve, slice(a + b, a + b + c), slice(a + b + c + d, len(eqn.invars))
-    )
-
-
 Names = tuple[str, ...]
 
 
 class Shards(NamedTuple):
     """A function of shards: over which axes of the mesh each dimension of a value is split."""
 
-    sizes: Mapping[str, int]  # of the axes of the mesh that the body sees
     operands: tuple[tuple[Names, ...], ...]  # for each, for each of its dimensions
     results: tuple[tuple[Names, ...], ...]
 
 
 def shards(eqn: Any) -> Shards:
     """How a shard_map splits its operands and joins its results."""
-    sizes = dict(eqn.params["mesh"].shape)
-    manual = eqn.params.get("newly_manual_axes", eqn.params.get("manual_axes"))  # since 0.9; before
 
     def split(vars: Sequence[Any], specs: Sequence[Any]) -> tuple[tuple[Names, ...], ...]:
         return tuple(_spec(spec, len(shape_of(v))) for v, spec in zip(vars, specs, strict=True))
 
-    return Shards(
-        {name: n for name, n in sizes.items() if name in manual},
-        split(eqn.invars, eqn.params["in_specs"]),
-        split(eqn.outvars, eqn.params["out_specs"]),
-    )
+    inputs, outputs = eqn.params["in_specs"], eqn.params["out_specs"]
+    return Shards(split(eqn.invars, inputs), split(eqn.outvars, outputs))
 
 
 def _spec(spec: Any, rank: int) -> tuple[Names, ...]:
     entries = [() if e is None else (e,) if isinstance(e, str) else tuple(e) for e in spec]
     return tuple(entries) + ((),) * (rank - len(entries))
-
-
-class Mapped(NamedTuple):
-    """A pmap of JAX before 0.8; later ones are a jit of a shard_map."""
-
-    body: Body
-    axis: Any
-    size: int
-    operands: tuple[int | None, ...]  # the dimension of each that is mapped
-    results: tuple[int | None, ...]
-
-
-def mapped(eqn: Any) -> Mapped:
-    """What an xla_pmap does."""
-    names = ("axis_name", "axis_size", "in_axes", "out_axes")
-    axis, size, into, out = (eqn.params[name] for name in names)
-    return Mapped(body(eqn), axis, size, tuple(into), tuple(out))
 
 
 class Collective(NamedTuple):
@@ -207,7 +163,6 @@ class Collective(NamedTuple):
     onto: int | None = None  # that all_to_all concatenates along
     tiled: bool = True  # whether that dimension is there before and after
     grouped: bool = False  # within groups of shards, rather than between all of them
-    permutation: tuple[tuple[int, int], ...] = ()  # from shard to shard
 
 
 def collective(eqn: Any) -> Collective:
@@ -221,7 +176,6 @@ def collective(eqn: Any) -> Collective:
         params.get("concat_axis"),
         params.get("tiled", True),
         params.get("axis_index_groups") is not None,
-        tuple((int(a), int(b)) for a, b in params.get("perm", ())),
     )
 
 
@@ -331,17 +285,17 @@ custom_vjp_call : bwd? call_jaxpr fwd_jaxpr_thunk? num_consts? out_trees? symbol
 custom_vjp_call_jaxpr : bwd? fun_jaxpr fwd_jaxpr_thunk? num_consts? out_trees? symbolic_zeros?
 custom_vmap_call : call in_tree? out_tree? rule?
 custom_lin : bwd? in_zeros? num_res? out_avals? symbolic_zeros?
-custom_linear_solve : const_lengths jaxprs
+custom_linear_solve : const_lengths? jaxprs?
 linear_call : callee num_callee_consts num_res transpose_thunk?
 composite : attributes? call_jaxpr? jaxpr? name version?
 run_state : is_initialized jaxpr which_linear?
-scan : _split_transpose? ft_in? ft_out? jaxpr length linear? num_carry? num_consts? reverse unroll?
+scan : _split_transpose? ft_in? ft_out? jaxpr length linear? num_carry? num_consts? reverse? unroll?
 while : body_jaxpr body_nconsts cond_jaxpr cond_nconsts
 cond : branches branches_platforms?
 platform_index : platforms?
-shard_map : check_vma? in_specs jaxpr manual_axes? mesh newly_manual_axes? out_specs
-xla_pmap : axis_name axis_size backend? call_jaxpr devices? donated_invars? global_axis_size?
-  in_axes is_explicit_global_axis_size? name? out_axes
+shard_map : check_vma? in_specs jaxpr manual_axes? mesh? newly_manual_axes? out_specs
+xla_pmap : axis_name? axis_size? backend? call_jaxpr devices? donated_invars? global_axis_size?
+  in_axes? is_explicit_global_axis_size? name? out_axes?
 
 psum pmax pmin psum2 psum_invariant pvary preduced unreduced_psum unreduced_pmax unreduced_pmin
 vary_unreduced_cast vary_unreduced_cast_p reduced_vary_cast : axes axis_index_groups?
@@ -349,7 +303,7 @@ all_gather all_gather_invariant all_gather_reduced :
   all_gather_dimension axis_index_groups? axis_name axis_size tiled
 reduce_scatter unreduced_reduce_scatter :
   axis_index_groups? axis_name axis_size scatter_dimension tiled
-ppermute : axis_name perm
+ppermute : axis_name perm?
 pbroadcast : axis_name source
 all_to_all : axis_index_groups? axis_name concat_axis split_axis tiled
 ragged_all_to_all : axis_index_groups? axis_name

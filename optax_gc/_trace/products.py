@@ -316,7 +316,8 @@ def _unrolled(values: Sequence[Value], terms: list[Term]) -> list[Term]:
     for v in values:
         of: dict[int, set[Any]] = {}
         for t in v.terms:
-            if t.data is not None and len(t.nodes) == 1 and t.nodes[0].parts and not t.picked:
+            slices = t.data is not None and t.picked is None and len(t.nodes) == 1
+            if slices and t.nodes[0].parts:
                 of.setdefault(t.nodes[0].param, set()).add(t.nodes[0].parts)
         for p, found in of.items():
             parts.setdefault(p, []).append(frozenset(found))

@@ -17,6 +17,7 @@ from .digits import (
     besides,
     foreign,
     has_axes,
+    long_axes,
     lost,
     met,
     vary,
@@ -36,7 +37,7 @@ from .uses import (
     used,
     with_slices_joined,
 )
-from .values import CONSTANT, Echo, Kind, Node, Term, Value, long_axes, own_axes, regrouped
+from .values import CONSTANT, Echo, Kind, Node, Term, Value, own_axes, regrouped
 
 if TYPE_CHECKING:
     from .walk import Walk
@@ -169,7 +170,7 @@ def summed(trace: "Walk", value: Value, over: Sequence[int], dot: bool = False) 
         axes_of(n.dims[d] for d in over)
         and axes_of(blank(n.dims)) - met(blank(n.dims), blank(t.data))
         for t in value.terms
-        if t.data is not None and t.rows is None and not t.bent and not t.picked
+        if t.data is not None and t.rows is None and not t.bent and t.picked is None
         for n in t.nodes
     )
     echoes += [_sum_echo(trace, e, over, weighted) for e in value.echoes]
@@ -489,7 +490,7 @@ def _settled(s: _Sum, fan_in: dict[int, AxisSet], weights: Sequence[int]) -> Res
     assert t.data is not None
     rows = s.blank(t.data)
     for i, n in enumerate(t.nodes):
-        if i in weights and not t.picked and _lacks(s, i):
+        if i in weights and t.picked is None and _lacks(s, i):
             s.refuse([i], Why.PARTLY, fan_in)
         elif i in weights:
             # Axes of length 1 have no role, yet among contracted ones they belong to the fan-in.
@@ -503,7 +504,7 @@ def _settled(s: _Sum, fan_in: dict[int, AxisSet], weights: Sequence[int]) -> Res
                 left = left._replace(pending=Why.PARTLY)  # until it is summed over the shards
             echoes.append(left)
         else:
-            s.trace.use([n.param], "lookup" if t.picked else "elementwise")
+            s.trace.use([n.param], "elementwise" if t.picked is None else "lookup")
     return [], echoes
 
 

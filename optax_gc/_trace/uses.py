@@ -8,9 +8,20 @@ where they come in: on that side of a parameter lies its fan-in, on the others i
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from .digits import NONE, AxisSet, Dims, axes_of, besides, is_whole, met, varying, without
+from .digits import (
+    NONE,
+    AxisSet,
+    Dims,
+    axes_of,
+    besides,
+    is_whole,
+    long_axes,
+    met,
+    varying,
+    without,
+)
 from .reasons import Why
-from .values import CONSTANT, Echo, Kind, Node, Part, Term, Value, long_axes, own_axes, regrouped
+from .values import CONSTANT, Echo, Kind, Node, Part, Term, Value, own_axes, regrouped
 
 if TYPE_CHECKING:
     from .walk import Walk

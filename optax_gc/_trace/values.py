@@ -278,21 +278,6 @@ def nothing(shape: Shape) -> Value:
     return Value(shape, varies=foreign(shape))
 
 
-def without_dim(dims: Dims, d: int) -> Dims:
-    """All dimensions but one."""
-    return (*dims[:d], *dims[d + 1 :])
-
-
-def with_dim(dims: Dims, d: int, dim: Dim) -> Dims:
-    """The dimensions, of which one is another."""
-    return (*dims[:d], dim, *dims[d + 1 :])
-
-
-def long_axes(shape: Shape) -> AxisSet:
-    """The axes that have a role: those longer than 1."""
-    return frozenset(axis for axis, size in enumerate(shape) if size > 1)
-
-
 def own_axes(node: Node) -> AxisSet:
     """The axes that are still there."""
     return axes_of(node.dims)

@@ -4,9 +4,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .digits import NONE, AxisSet, Shape
+from .digits import NONE, AxisSet, Shape, long_axes
 from .reasons import Why, priority
-from .values import Use, long_axes
+from .values import Use
 
 ROLES = {
     "weight": "contracted with data",

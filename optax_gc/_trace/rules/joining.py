@@ -3,11 +3,11 @@
 import math
 from typing import TYPE_CHECKING, Any
 
-from ..digits import NONE, VARYING, Dims, Shape, axes_of, is_whole, lost
+from ..digits import NONE, VARYING, Dims, Shape, axes_of, is_whole, lost, with_dim
 from ..jaxprs import shape_of
 from ..products import add, aligned, multiply
 from ..reasons import Why
-from ..values import Echo, Kind, Node, Term, Value, constant, with_dim
+from ..values import Echo, Kind, Node, Term, Value, constant
 from .slicing import whole_hot
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .. import jaxprs
-from ..digits import NONE, VARYING, Dims, Factor, axes_of, lost
+from ..digits import NONE, VARYING, Dims, Factor, axes_of, lost, with_dim
 from ..jaxprs import Names, shape_of
-from ..values import Node, Part, Value, regrouped, with_dim
+from ..values import Node, Part, Value, regrouped
 
 if TYPE_CHECKING:
     from ..walk import Walk

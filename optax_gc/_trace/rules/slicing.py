@@ -3,10 +3,22 @@
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..digits import NONE, Dims, Factor, Shape, axes_of, chosen, foreign, has_axes, lost, vary
+from ..digits import (
+    NONE,
+    Dims,
+    Factor,
+    Shape,
+    axes_of,
+    chosen,
+    foreign,
+    has_axes,
+    lost,
+    vary,
+    without_dim,
+)
 from ..jaxprs import shape_of
 from ..reasons import Why
-from ..values import Echo, Kind, Node, Part, Term, Value, without_dim
+from ..values import Echo, Kind, Node, Part, Term, Value
 
 if TYPE_CHECKING:
     from ..walk import Walk
