@@ -132,8 +132,9 @@ class Changed(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         file = str(ROOT / (name.replace(".", "/") + ".py"))
         package = not os.path.exists(file)
         file = file.replace(".py", "/__init__.py") if package else file
+        inside = [os.path.dirname(file)] if package else None  # [] would make it a package
         return importlib.util.spec_from_file_location(
-            name, file, loader=self, submodule_search_locations=[os.path.dirname(file)] * package
+            name, file, loader=self, submodule_search_locations=inside
         )
 
     def exec_module(self, module):

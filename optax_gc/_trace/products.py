@@ -364,7 +364,10 @@ def _with_evidence(trace: "Walk", value: Value) -> Value:
             rows = vary(rows, t.nodes[0].dims)
         if all(oriented_by_rows(trace, t, rows) for t in (*full, *networks)):
             support = value.support
-            echoes = [e for t in vectors for e in added(trace, t, support)]
+            told = frozenset(p for t in (*full, *networks) for p in t.params)
+            echoes = [
+                e._replace(oriented=told) for t in vectors for e in added(trace, t, support)
+            ]
             return Value(value.shape, Kind.DATA, support, (), regrouped(echoes), value.seen)
         if networks:
             terms = tuple(t._replace(unsure=Why.EITHER) for t in value.terms)
@@ -402,6 +405,9 @@ def added(trace: "Walk", t: Term, rows: Dims, echoes: Sequence[Echo] = ()) -> li
         settle_lookup(trace, t)
     node = t.nodes[0]
     repeated = besides(rows, node.dims)
+    for e in echoes:
+        if e.oriented and not e.bent and not met(node.dims, e.dims) and own_axes(node):
+            trace.refuse(e.oriented, Why.EITHER)  # a vector along the rows says the opposite
     products = [e for e in echoes if e.how == "used"]
     learned = frozenset().union(*(e.learned for e in products if met(e.rows, node.dims)))
     scalar = not repeated and not any(node.param in e.params for e in products)

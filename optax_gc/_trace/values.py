@@ -138,6 +138,7 @@ class Echo(NamedTuple):
     ones: bool = False  # the parameter has an axis of length 1, which may be its one output
     learned: frozenset[int] = frozenset()  # the parameters that this data is
     network: bool = False  # used in a product with other parameters
+    oriented: frozenset[int] = frozenset()  # the network that it told, as a vector, the rows of
     cut: AxisSet = NONE  # axes of which a slice or a step of a loop shows one position
     twice: bool = False  # contracted with data again
     parts: frozenset[Part] = frozenset()  # slices of it that were used
