@@ -470,6 +470,55 @@ def constants_projected_then_looked_up():
     return lambda p, i: (K(11, 5) @ p["w"])[i], {"w": f32(5, 8)}, (i32(3),), {"w": (0,)}
 
 
+# ---- Vectors that speak of both sides of a product.
+
+
+FACTORS = {"u": f32(7, 5), "v": f32(5, 8), "bu": f32(7), "bv": f32(8)}
+NEITHER = {"u": REFUSED, "v": REFUSED, "bu": (), "bv": ()}
+
+
+@case
+def factors_with_biases_of_users_and_of_items():
+    """Users' bias alone makes u the weight, and items' alone makes it v."""
+    return (
+        lambda p, r: ((p["u"] @ p["v"] + p["bu"][:, None] + p["bv"] - r) ** 2).sum(),
+        FACTORS,
+        (f32(7, 8),),
+        NEITHER,
+    )
+
+
+@case
+def factors_with_biases_that_came_after_the_data():
+    return (
+        lambda p, r: ((p["u"] @ p["v"] - r + p["bu"][:, None] + p["bv"]) ** 2).sum(),
+        FACTORS,
+        (f32(7, 8),),
+        NEITHER,
+    )
+
+
+@case
+def projected_table_with_a_bias_and_a_level_for_each_row():
+    return (
+        lambda p, x: jnp.tanh(x + (p["u"] @ p["v"] + p["bv"] + p["bu"][:, None])),
+        FACTORS,
+        (f32(2, 7, 8),),
+        {"u": Untold(()), "v": Untold((0,)), "bu": (), "bv": ()},
+    )
+
+
+@case
+def projected_table_with_a_part_of_its_features():
+    """Columns of u and rows of v that are left out may be used elsewhere."""
+    return (
+        lambda p, x: jnp.tanh(x + (p["u"][:, :3] @ p["v"][:3] + p["bv"])),
+        {"u": f32(7, 5), "v": f32(5, 8), "bv": f32(8)},
+        (f32(2, 7, 8),),
+        {"u": REFUSED, "v": REFUSED, "bv": ()},
+    )
+
+
 @pytest.mark.parametrize("build", CASES, ids=[build.__name__ for build in CASES])
 def test_a_weight_is_told_or_refused_by_no_more_than_the_computation_shows(build):
     fn, params, args, expected = build()
