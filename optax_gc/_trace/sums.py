@@ -32,7 +32,6 @@ from .uses import (
     is_all,
     of_shards,
     record_weight,
-    settle_lookup,
     summed_axes,
     used,
     with_slices_joined,
@@ -64,8 +63,6 @@ def contract(
     a, b = with_slices_joined(trace, a), with_slices_joined(trace, b)
     sides = [project(v, onto, shape) for v, onto in ((a, a_onto), (b, b_onto))]
     over = range(n, len(shape))
-    if n < len(shape) and all(size == 1 for size in shape[n:]):
-        return _outer(trace, sides, shape, n)
     product = multiply(trace, sides[0], sides[1], shape)
     dot = not a.kind == b.kind == Kind.PARAMETER
     return summed(trace, product, over, dot)
@@ -105,27 +102,6 @@ def _with_rows(
     elif any(of_b) and not any(of_a):
         b = as_activation(trace, b, [d for d in b_onto[n:] if d is not None], sure=False)
     return a, b
-
-
-def _outer(trace: "Walk", sides: Sequence[Value], shape: Shape, n: int) -> Value:
-    """A product without a sum. A weight that is contracted here has a fan-in of one: none."""
-    a, b = sides
-    echoes: list[Echo] = []
-    if {a.kind, b.kind} == {Kind.PARAMETER, Kind.DATA}:
-        weight, data = (a, b) if a.kind == Kind.PARAMETER else (b, a)
-        ones = [
-            m for t in weight.terms for m in t.nodes if any(f.axes for d in m.dims[n:] for f in d)
-        ]
-        if not ones:
-            return multiply(trace, a, b, shape).moved(lambda dims: dims[:n], shape[:n])
-        for t in weight.terms:
-            trace.use(t.params, "elementwise")
-            echoes += [used(trace, t, node, data.support) for node in t.nodes]
-        weight = weight.without_gradient()
-        a, b = weight, data
-    value = multiply(trace, a, b, shape)
-    value = value._replace(echoes=regrouped([*value.echoes, *echoes]))
-    return value.moved(lambda dims: dims[:n], shape[:n])
 
 
 def summed(trace: "Walk", value: Value, over: Sequence[int], dot: bool = False) -> Value:
@@ -329,9 +305,6 @@ def _sum_with_data(s: _Sum) -> Result:
     if t.hot is not None and len(t.nodes) == 1 and not besides(data, s.at(t.hot)):
         rest = s.rest()
         return [rest._replace(picked=rest.data, last=None)], []
-    if t.is_rows and len(t.nodes) == 1:  # rows of a table, added up
-        settle_lookup(s.trace, t)
-        return [], []
     if t.bent and len(t.nodes) == 1 and not t.edges:
         return _sum_bent(s)
     fan_in = directed(t, roots)
@@ -356,16 +329,6 @@ def _sum_with_data(s: _Sum) -> Result:
     ]
     if len(ends) > 1 and not frozenset.intersection(*apart):
         s.refuse(ends, Why.TWO_SIDES, {})
-        return [], []
-    if (
-        t.bent
-        and t.edges
-        and not t.merged
-        and all(any(i in dict(edge) for edge in t.edges) for i in range(len(t.nodes)))
-        and any(CONSTANT in dict(edge) for edge in t.edges)  # a network on constants
-    ):
-        made = as_activation(trace, s.value._replace(terms=(t,)), s.over)
-        assert made.kind == Kind.DATA
         return [], []
     if t.bent and any(t.edges):
         trace.refuse(t.params, Why.BENT_NETWORK)
@@ -449,14 +412,6 @@ def _without_outputs(s: _Sum, fan_in: dict[int, AxisSet]) -> Result:
             pass  # constants tell which of its elements is an output, as on a diagonal
         elif not t.bent and t.rows is None and (s.dot or own_axes(node._replace(dims=rest))):
             return _settled(s, fan_in, [0])
-    single = [
-        i
-        for i in fan_in
-        if i != CONSTANT
-        and any(f.axes and f.size == 1 for dim in s.blank(t.nodes[i].dims) for f in dim)
-    ]
-    if s.dot and len(t.nodes) > 1 and len(single) == 1 and not t.edges and not t.bent:
-        return _settled(s, fan_in, single)
     if not s.dot and not t.edges and t.data is not None:
         # In a norm, the mean is subtracted from what it is the mean of.
         echoes = [
