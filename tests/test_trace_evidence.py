@@ -519,6 +519,44 @@ def projected_table_with_a_part_of_its_features():
     )
 
 
+# ---- A norm of a product of parameters.
+
+
+def rms_norm(x):
+    return x * lax.rsqrt((x**2).mean(-1, keepdims=True) + 1e-5)
+
+
+@case
+def norm_of_a_projected_table_meets_inputs():
+    """Queries made of learned latents, or a factorized weight with a norm for each unit."""
+    return (
+        lambda p, x: jax.nn.softmax(x @ rms_norm(p["e"] @ p["w"]).T),
+        {"e": f32(7, 5), "w": f32(5, 8)},
+        (X,),
+        {"e": REFUSED, "w": REFUSED},
+    )
+
+
+@case
+def norm_of_projected_constants_meets_inputs():
+    return (
+        lambda p, x: x @ rms_norm(K(7, 5) @ p["w"]).T,
+        {"w": f32(5, 8)},
+        (X,),
+        {"w": REFUSED},
+    )
+
+
+@case
+def norm_between_two_projections_of_a_table():
+    return (
+        lambda p, x: jnp.tanh(x + rms_norm(p["e"] @ p["w"]) @ p["v"]),
+        {"e": f32(7, 5), "w": f32(5, 6), "v": f32(6, 8)},
+        (f32(2, 7, 8),),
+        {"e": (), "w": (0,), "v": (0,)},
+    )
+
+
 @pytest.mark.parametrize("build", CASES, ids=[build.__name__ for build in CASES])
 def test_a_weight_is_told_or_refused_by_no_more_than_the_computation_shows(build):
     fn, params, args, expected = build()

@@ -9,10 +9,10 @@ that the inputs do not vary along, so that it may still turn out to be summed wi
 import functools
 import itertools
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .digits import NONE, Dims, Shape, besides, foreign, has_axes, met, repeats, vary
+from .digits import NONE, AxisSet, Dims, Shape, besides, foreign, has_axes, met, repeats, vary
 from .reasons import Why
 from .uses import (
     has_open_ends,
@@ -20,6 +20,7 @@ from .uses import (
     refuse_pair,
     settle_lookup,
     settle_scale,
+    summed_axes,
     with_slices_joined,
 )
 from .values import CONSTANT, Echo, Kind, Node, Term, Value, once, own_axes, regrouped
@@ -365,9 +366,7 @@ def _with_evidence(trace: "Walk", value: Value) -> Value:
         if all(oriented_by_rows(trace, t, rows) for t in (*full, *networks)):
             support = value.support
             told = frozenset(p for t in (*full, *networks) for p in t.params)
-            echoes = [
-                e._replace(oriented=told) for t in vectors for e in added(trace, t, support)
-            ]
+            echoes = [e._replace(oriented=told) for t in vectors for e in added(trace, t, support)]
             return Value(value.shape, Kind.DATA, support, (), regrouped(echoes), value.seen)
         if networks:
             terms = tuple(t._replace(unsure=Why.EITHER) for t in value.terms)
@@ -487,18 +486,23 @@ def tidied(trace: "Walk", value: Value, product: bool = False) -> Value:
         trace.refuse_all(value, Why.MANY)
         return value._replace(terms=(), kind=Kind.DATA, varies=value.support)
     if value.echoes and terms:
-        intact = {n.param: own_axes(n) for t in terms for n in t.nodes if product or not t.bent}
-        kept = tuple([e for e in value.echoes if not _is_absorbed(e, intact)])
+        there = [t for t in terms if product or not t.bent]
+        kept = tuple([e for e in value.echoes if not _is_statistic_of(e, there)])
         if len(kept) < len(value.echoes):
             terms = tuple(t._replace(curved=True) for t in terms)
             value = value._replace(echoes=kept)
     return value if terms == value.terms else value._replace(terms=terms)
 
 
-def _is_absorbed(e: Echo, intact: Mapping[int, frozenset[int]]) -> bool:
+def _is_statistic_of(e: Echo, terms: Iterable[Term]) -> bool:
     """Whether it is a statistic of parameters that are there with the axes it was taken over."""
-    whole = all([p in intact and e.fan_in <= intact[p] for p in e.params])
-    return e.how == "statistic" and whole
+    if e.how != "statistic":
+        return False
+    intact: dict[int, AxisSet] = {}
+    for t in terms:
+        for i, n in enumerate(t.nodes):
+            intact[n.param] = own_axes(n) | (summed_axes(t, i) if e.network else NONE)
+    return all([p in intact and e.fan_in <= intact[p] for p in e.params])
 
 
 def join(trace: "Walk", values: Sequence[Value]) -> Value:

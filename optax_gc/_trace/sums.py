@@ -239,13 +239,18 @@ def _sum_without_data(s: _Sum) -> Result:
     if constant or len(edge) == 1:
         edge.append((CONSTANT, NONE))
     unsure = Why.PARTLY if partial else t.unsure
-    return [s.rest()._replace(edges=t.edges | {frozenset(edge)}, unsure=unsure)], []
+    curved = t.curved and bool(t.edges)  # that is the product, whatever its factors are
+    edges = t.edges | {frozenset(edge)}
+    return [s.rest()._replace(edges=edges, unsure=unsure, curved=curved)], []
 
 
 def _statistic(s: _Sum, n: Node, axes: AxisSet, rows: Dims | None = None, why: str = "") -> Echo:
     """What is left of a parameter that was summed by itself over some axes."""
     rows = foreign(s.value.shape) if rows is None else rows
-    return Echo(frozenset({n.param}), "statistic", s.blank(n.dims), rows, fan_in=axes, pending=why)
+    return Echo(
+        frozenset({n.param}), "statistic", s.blank(n.dims), rows,
+        network=bool(s.t.edges), pending=why, fan_in=axes,
+    )  # fmt: skip
 
 
 def _sum_bent(s: _Sum) -> Result:
@@ -383,7 +388,8 @@ def _why_unclear(s: _Sum, roots: Sequence[int], data: Dims) -> str:
         return t.unsure or t.blurred
     if t.edges and not t.merged:
         from_weight = any(e.how == "used" and met(s.at(e.dims), data) for e in s.value.echoes)
-        if from_weight or s.value.unknown:
+        normed = t.curved and not t.bent  # its rows, or the inputs of each unit
+        if from_weight or s.value.unknown or normed:
             return Why.EITHER
     if t.edges and not has_open_ends(t):
         return Why.EITHER
