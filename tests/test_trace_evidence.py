@@ -538,16 +538,6 @@ def norm_of_a_projected_table_meets_inputs():
 
 
 @case
-def norm_of_projected_constants_meets_inputs():
-    return (
-        lambda p, x: x @ rms_norm(K(7, 5) @ p["w"]).T,
-        {"w": f32(5, 8)},
-        (X,),
-        {"w": REFUSED},
-    )
-
-
-@case
 def norm_between_two_projections_of_a_table():
     return (
         lambda p, x: jnp.tanh(x + rms_norm(p["e"] @ p["w"]) @ p["v"]),
