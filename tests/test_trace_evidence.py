@@ -543,8 +543,106 @@ def norm_between_two_projections_of_a_table():
         lambda p, x: jnp.tanh(x + rms_norm(p["e"] @ p["w"]) @ p["v"]),
         {"e": f32(7, 5), "w": f32(5, 6), "v": f32(6, 8)},
         (f32(2, 7, 8),),
-        {"e": (), "w": (0,), "v": (0,)},
+        {"e": Untold(()), "w": Untold((0,)), "v": (0,)},
     )
+
+
+@case
+def self_attention_of_a_table():
+    """Queries and keys without biases: their product runs from the table to the table."""
+    return (
+        lambda p, x: (
+            jnp.tanh(x) + jax.nn.softmax((p["e"] @ p["q"]) @ (p["e"] @ p["k"]).T) @ (x @ p["v"])
+        ),
+        {"e": f32(7, 8), "q": f32(8, 5), "k": f32(8, 5), "v": SQUARE},
+        (f32(3, 7, 8),),
+        {"e": Untold(()), "q": Untold((0,)), "k": Untold((0,)), "v": (0,)},
+    )
+
+
+@case
+def attention_between_two_tables():
+    return (
+        lambda p, x: x + jax.nn.softmax((p["e"] @ p["q"]) @ p["f"].T) @ (p["f"] @ p["v"]),
+        {"e": f32(7, 8), "q": f32(8, 5), "f": f32(9, 5), "v": f32(5, 8)},
+        (f32(3, 7, 8),),
+        {"e": Untold(()), "q": Untold((0,)), "f": Untold(()), "v": (0,)},
+    )
+
+
+@case
+def graph_learned_from_two_tables():
+    """As MTGNN learns one: tanh(e @ a) @ tanh(f @ b).T."""
+    return (
+        lambda p, x: jnp.einsum(
+            "nm,bmd->bnd", jnp.tanh(p["e"] @ p["a"]) @ jnp.tanh(p["f"] @ p["b"]).T, x
+        ),
+        {"e": f32(7, 5), "a": f32(5, 6), "f": f32(7, 5), "b": f32(5, 6)},
+        (f32(3, 7, 8),),
+        {"e": Untold(()), "a": Untold((0,)), "f": Untold(()), "b": Untold((0,))},
+    )
+
+
+@case
+def nonlinear_functions_of_both_factors():
+    return (
+        lambda p, x: x @ (jnp.tanh(p["e"] @ p["a"]) @ p["b"] ** 2),
+        {"e": f32(8, 3), "a": f32(3, 4), "b": f32(4, 6)},
+        (X,),
+        {"e": REFUSED, "a": REFUSED, "b": REFUSED},
+    )
+
+
+# ---- Constants between parameters.
+
+
+@case
+def frozen_matrix_between_two_factors():
+    return (
+        lambda p, x: x @ (p["a"] @ K(2, 2) @ p["b"]),
+        AB,
+        (X,),
+        {"a": Untold((0,)), "b": Untold((0,))},
+    )
+
+
+@case
+def learned_singular_values():
+    """As AdaLoRA has them, on a diagonal."""
+    return (
+        lambda p, x: x @ (p["w"] + (p["a"] * p["s"]) @ p["b"]),
+        AB | {"w": W, "s": f32(2)},
+        (X,),
+        {"a": (0,), "b": (0,), "s": (), "w": (0,)},
+    )
+
+
+@case
+def learned_singular_values_as_a_matrix():
+    return (
+        lambda p, x: x @ (p["a"] @ (jnp.eye(2) * p["s"]) @ p["b"]),
+        AB | {"s": f32(2)},
+        (X,),
+        {"a": Untold((0,)), "b": Untold((0,)), "s": Untold(())},
+    )
+
+
+# ---- Rows that inputs choose, and noise, before something nonlinear.
+
+
+@case
+def chosen_expert_of_which_something_nonlinear_is_taken():
+    return (
+        lambda p, i, x: jnp.einsum("nd,nde->ne", x, jnp.tanh(p[i])),
+        f32(5, 8, 6),
+        (i32(3), X),
+        {"params": Untold((1,))},
+    )
+
+
+@case
+def weight_with_multiplied_noise_inside_a_nonlinearity():
+    return lambda p, x, n: x @ jnp.tanh(p * n), W, (X, W), {"params": Untold((0,))}
 
 
 @pytest.mark.parametrize("build", CASES, ids=[build.__name__ for build in CASES])

@@ -444,6 +444,9 @@ def bent(trace: "Walk", value: Value) -> Value:
         alone = [n for n in t.nodes if own_axes(n) - met(n.dims, t.data)]
         if t.is_rows:
             settle_lookup(trace, t)
+            echoes += [
+                Echo(frozenset({n.param}), "added", n.dims, t.data, bent=True) for n in t.nodes
+            ]
             continue
         if alone:
             terms.append(t._replace(bent=True))

@@ -32,6 +32,7 @@ from .uses import (
     is_all,
     of_shards,
     record_weight,
+    settle_lookup,
     summed_axes,
     used,
     with_slices_joined,
@@ -98,9 +99,9 @@ def _with_rows(
 
     of_a, of_b = shows(a, a_onto, b_onto), shows(b, b_onto, a_onto)
     if any(of_a) and not any(of_b):
-        a = as_activation(trace, a, [d for d in a_onto[n:] if d is not None], sure=False)
+        a = as_activation(trace, a)
     elif any(of_b) and not any(of_a):
-        b = as_activation(trace, b, [d for d in b_onto[n:] if d is not None], sure=False)
+        b = as_activation(trace, b)
     return a, b
 
 
@@ -224,6 +225,9 @@ def _sum_without_data(s: _Sum) -> Result:
         return _sum_bent(s)
     if t.data is not None:
         return _sum_beside_data(s, summed_nodes, constant)
+    if t.bent and t.edges and any(sum(has_axes(n.dims[d]) for n in t.nodes) > 1 for d in s.over):
+        trace.refuse(t.params, Why.BENT_NETWORK)
+        return [], []
     if t.bent or (len(t.nodes) == 1 and not t.edges and not constant):
         echoes = []
         for i, n in enumerate(t.nodes):
@@ -310,6 +314,9 @@ def _sum_with_data(s: _Sum) -> Result:
     if t.hot is not None and len(t.nodes) == 1 and not besides(data, s.at(t.hot)):
         rest = s.rest()
         return [rest._replace(picked=rest.data, last=None)], []
+    if t.is_rows and len(t.nodes) == 1:  # rows of a table, added up
+        settle_lookup(s.trace, t)
+        return [], []
     if t.bent and len(t.nodes) == 1 and not t.edges:
         return _sum_bent(s)
     fan_in = directed(t, roots)
@@ -418,6 +425,14 @@ def _without_outputs(s: _Sum, fan_in: dict[int, AxisSet]) -> Result:
             pass  # constants tell which of its elements is an output, as on a diagonal
         elif not t.bent and t.rows is None and (s.dot or own_axes(node._replace(dims=rest))):
             return _settled(s, fan_in, [0])
+    single = [
+        i
+        for i in fan_in
+        if i != CONSTANT
+        and any(f.axes and f.size == 1 for dim in s.blank(t.nodes[i].dims) for f in dim)
+    ]
+    if s.dot and len(t.nodes) > 1 and len(single) == 1 and not t.edges and not t.bent:
+        return _settled(s, fan_in, single)
     if not s.dot and not t.edges and t.data is not None:
         # In a norm, the mean is subtracted from what it is the mean of.
         echoes = [

@@ -5,14 +5,13 @@ contracted with it, or rows that turn one end of it into an activation, direct e
 where they come in: on that side of a parameter lies its fan-in, on the others its outputs.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from .digits import (
     NONE,
     AxisSet,
     Dims,
-    axes_of,
     besides,
     is_whole,
     long_axes,
@@ -33,7 +32,7 @@ def summed_axes(t: Term, i: int) -> AxisSet:
 
 
 def directed(t: Term, sources: Mapping[int, AxisSet]) -> dict[int, AxisSet] | None:
-    """The fan-in of every node that an edge connects to the sources; None if there are two ways.
+    """The fan-in of every node that edges connect to the sources; None if not all have one way.
 
     Args:
       t: the term.
@@ -51,7 +50,8 @@ def directed(t: Term, sources: Mapping[int, AxisSet]) -> dict[int, AxisSet] | No
                     return None
                 fan_in[j] = axes
                 frontier.append(j)
-    return fan_in
+    connected = {j for edge in t.edges for j, _ in edge} - {CONSTANT}
+    return fan_in if connected <= fan_in.keys() else None
 
 
 def record_weight(
@@ -211,14 +211,6 @@ def could_be_weight(e: Echo) -> bool:
     return bool(e.pending) or e.how == "statistic" or (count > 1 and rows < 2)
 
 
-def flowing_to(t: Term, last: int) -> dict[int, AxisSet] | None:
-    """The fan-in of every node, where one of them is the last: those of its axes away from it."""
-    to_last = directed(t, {last: NONE})
-    if to_last is None:
-        return None
-    return {i: summed_axes(t, i) - to_last.get(i, NONE) for i in range(len(t.nodes))}
-
-
 def settle_lookup(trace: "Walk", t: Term) -> None:
     """Notes that rows that data chose are part of an activation."""
     if t.edges:
@@ -249,8 +241,12 @@ def settle_network(trace: "Walk", t: Term) -> None:
 
 def has_open_ends(t: Term) -> bool:
     """Whether each end of a chain of products has axes left, as in an update of a weight."""
-    ends = [i for i in range(len(t.nodes)) if sum(i in dict(e) for e in t.edges) == 1]
-    return all(own_axes(t.nodes[i]) for i in ends)
+
+    def goes_on(i: int) -> bool:
+        return i == CONSTANT or bool(own_axes(t.nodes[i])) or sum(i in dict(e) for e in t.edges) > 1
+
+    # What does not, beside two that do, is a scale: learned singular values.
+    return all(sum(goes_on(i) for i, _ in edge) > 1 for edge in t.edges)
 
 
 def refuse_pair(trace: "Walk", t: Term, i: int) -> None:
@@ -260,29 +256,15 @@ def refuse_pair(trace: "Walk", t: Term, i: int) -> None:
     trace.refuse([t.nodes[i].param], Why.EITHER, summed_axes(t, i), partners)
 
 
-def as_activation(
-    trace: "Walk", value: Value, over: Sequence[int] = (), sure: bool = True
-) -> Value:
-    """A value made of parameters alone that turned out to be an activation.
-
-    Args:
-      trace: the walk, which records uses.
-      value: the value.
-      over: the dimensions that a weight is contracted with.
-      sure: whether nothing of it could be a weight.
-    """
+def as_activation(trace: "Walk", value: Value) -> Value:
+    """A value made of parameters alone that is taken for an activation."""
     for t in value.terms:
-        last = [i for i, n in enumerate(t.nodes) if axes_of(n.dims[d] for d in over)]
-        flows = flowing_to(t, last[0]) if len(last) == 1 else None
-        if flows is not None or not t.edges:
-            record_directed(trace, t, flows or dict.fromkeys(range(len(t.nodes)), NONE))
-            continue
-        for i in range(len(t.nodes)):
-            refuse_pair(trace, t, i)
+        if t.edges:  # which of them begins with rows, nothing tells
+            settle_network(trace, t)
+        else:
+            trace.use(t.params, "elementwise")
     rows = varying(value.shape)
     made = value._replace(kind=Kind.DATA, varies=rows, terms=())
-    if sure:
-        return made
     nodes = [n for t in value.terms for n in t.nodes]
     left = [Echo(p := frozenset({n.param}), "added", n.dims, rows, learned=p) for n in nodes]
     learned = frozenset(n.param for n in nodes)
