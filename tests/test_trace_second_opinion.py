@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import trace_spellings
 from second_opinion import opinion, second_opinion
-from trace_everything import LOOKUPS, built, everything, is_known
+from trace_everything import ADDED, LOOKUPS, built, everything, is_known
 from trace_support import answers, f32, linen, promoting
 
 EVERYTHING = bool(os.environ.get("OPTAX_GC_EVERYTHING"))
@@ -22,7 +22,7 @@ def opinions():
     """(program, path, axes, how they compare, what the second reader says) of all parameters."""
     found = []
     for name, build, _ in everything(models=EVERYTHING):
-        if is_known(name) or any(lookup in name for lookup in LOOKUPS):
+        if is_known(name) or any(of in name for of in (*LOOKUPS, *ADDED)):
             continue
         program = built(build)
         theirs = answers(*program)

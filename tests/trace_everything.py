@@ -75,7 +75,9 @@ WHOLE = {"pallas_call", "custom_linear_solve", "pure_callback"}
 # and then taken apart could be activations, and what `noinline` hides has no rule.
 KNOWN = ("a mixture of depthwise convolutions", "noinline")
 # The backward program of a lookup by one-hots is that of a dense layer.
-LOOKUPS = ("one-hots", "labels choose")
+LOOKUPS = ("one-hots", "labels choose", "then_looked_up")
+# Backwards, what is added to a weight looks like what is added to activations.
+ADDED = ("quantization_with_an_offset", "shared_weight_plus_one")
 # Inputs that are the same for all examples: with one for each, they are rows, not weights.
 SHARED = (
     "noise before a nonlinearity",

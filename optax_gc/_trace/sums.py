@@ -206,9 +206,12 @@ class _Sum:
         return self.t.moved(self.blank)
 
     def refuse(self, nodes: Sequence[int], why: str, fan_in: dict[int, AxisSet]) -> None:
-        """Refuses some of the nodes."""
-        for i in nodes:
-            self.trace.refuse([self.t.nodes[i].param], why, fan_in.get(i, NONE))
+        """Refuses some of the nodes: all of them in a network, else the others are scales."""
+        for i, node in enumerate(self.t.nodes):
+            if i in nodes or self.t.edges:
+                self.trace.refuse([node.param], why, fan_in.get(i, NONE))
+            else:
+                self.trace.use([node.param], "elementwise")
 
 
 Result = tuple[list[Term], list[Echo]]
@@ -467,7 +470,7 @@ def _settled(s: _Sum, fan_in: dict[int, AxisSet], weights: Sequence[int]) -> Res
     rows = s.blank(t.data)
     for i, n in enumerate(t.nodes):
         if i in weights and t.picked is None and _lacks(s, i):
-            s.refuse([i], Why.PARTLY, fan_in)
+            s.trace.refuse([n.param], Why.PARTLY, fan_in[i])
         elif i in weights:
             # Axes of length 1 have no role, yet among contracted ones they belong to the fan-in.
             ones = frozenset(a for dim in s.at(n.dims) for f in dim for a in f.axes if f.size == 1)
