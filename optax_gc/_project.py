@@ -108,8 +108,9 @@ def _in_part(x: jax.Array, axes: Axes) -> jax.Array:
         blocks = (*x.shape[:along], rows // _BLOCK)
         x = lax.reshape(x, (*blocks, _BLOCK, *x.shape[along + 1 :]))
         ones = lax.full((*blocks, _BLOCK), 1, x.dtype)
-        fan_in, batch = ((along + 1,),) * 2, (tuple(range(along + 1)),) * 2
-        part = lax.dot_general(ones, x, (fan_in, batch), precision=lax.Precision.HIGHEST)
+        rows_of, batch = (along + 1,), tuple(range(along + 1))
+        numbers = ((rows_of, rows_of), (batch, batch))
+        part = lax.dot_general(ones, x, numbers, precision=lax.Precision.HIGHEST)
     return lax.optimization_barrier(part)  # or XLA makes one sum of two
 
 
