@@ -81,6 +81,7 @@ ADDED = ("quantization_with_an_offset", "shared_weight_plus_one")
 # Inputs that are the same for all examples: with one for each, they are rows, not weights.
 SHARED = (
     "noise before a nonlinearity",
+    "weight_with_multiplied_noise_inside_a_nonlinearity",
     "an output layer of which data chose some units",
     "the same in the layout of an embedding",
     "a weight and an activation that a loop swaps",
