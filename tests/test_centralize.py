@@ -350,3 +350,9 @@ def test_a_large_kernel_is_centred_to_a_few_roundings():
     g = offset_gradient((4096, 1100)).astype(np.float32)
     residual = np.asarray(centred(jnp.asarray(g), (0,)), np.float64).mean(0)
     assert np.abs(residual).max() <= 4 * UNIT_ROUNDOFF["float32"] * np.abs(g).max()
+
+
+def test_of_a_large_constant_kernel_sixteen_roundings_are_left():
+    g = np.full((4096, 1100), 0.1, np.float32)
+    residual = np.asarray(centred(jnp.asarray(g), (0,)), np.float64).mean(0)
+    assert np.abs(residual).max() <= 17 * UNIT_ROUNDOFF["float32"] * np.abs(g).max()

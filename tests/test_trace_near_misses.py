@@ -221,7 +221,7 @@ def test_a_scale_repeated_along_outputs_is_no_weight_of_closed_over_inputs():
         return y + hidden @ p["v"]
 
     params = {"w": W, "s": f32(8), "b": f32(6), "v": f32(6, 5)}
-    expected = {"w": Untold((0,)), "s": Untold(()), "b": (), "v": (0,)}
+    expected = {"w": Untold((0,)), "s": Untold(()), "b": Untold(()), "v": (0,)}
     assert answers(fn, params, f32(7, 3, 5)) == outcomes(expected)
 
 

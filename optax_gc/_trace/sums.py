@@ -331,11 +331,7 @@ def _sum_with_data(s: _Sum) -> Result:
         s.trace.use(t.params, "elementwise")
         return [], []
     if fan_in is None or refusal:
-        s.refuse(
-            [i for i in (fan_in or range(len(t.nodes))) if i != CONSTANT],
-            refusal or Why.TWO_SIDES,
-            fan_in or {},
-        )
+        s.refuse(list(roots), refusal or Why.TWO_SIDES, fan_in or {})
         return [], []
     ends = [i for i in weights if i in roots and s.alone[i]]
     apart = [
@@ -442,7 +438,7 @@ def _without_outputs(s: _Sum, fan_in: dict[int, AxisSet]) -> Result:
             _statistic(s, n, s.gone[i], s.blank(t.data), Why.SCALE) for i, n in enumerate(t.nodes)
         ]
         return [], echoes
-    s.refuse([i for i in fan_in if i != CONSTANT], Why.SCALE, fan_in)
+    s.refuse(list(fan_in), Why.SCALE, fan_in)
     return [], []
 
 

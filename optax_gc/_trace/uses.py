@@ -259,7 +259,9 @@ def refuse_pair(trace: "Walk", t: Term, i: int) -> None:
 def as_activation(trace: "Walk", value: Value) -> Value:
     """A value made of parameters alone that is taken for an activation."""
     for t in value.terms:
-        if t.edges:  # which of them begins with rows, nothing tells
+        if t.unsure:
+            trace.refuse(t.params, t.unsure)
+        elif t.edges:  # which of them begins with rows, nothing tells
             settle_network(trace, t)
         else:
             trace.use(t.params, "elementwise")
