@@ -90,7 +90,7 @@ def _in_part(x: jax.Array, axes: Axes) -> jax.Array:
     of sums. A large kernel it adds up column by column, a cache line for every row. Its products
     of matrices read row by row: ones times blocks of 128 rows run at the memory's speed, but add up
     in one sequence (of constant columns up to 37 units of roundoff are left), and their sums take
-    1/128 of the kernel's memory. Shards keep whole blocks, or the partitioner would move the kernel.
+    1/128 of the kernel's memory. Shards keep whole blocks, else the partitioner moves the kernel.
     """
     along = axes[-1]
     rows = x.shape[along]

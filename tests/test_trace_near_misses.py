@@ -85,6 +85,18 @@ CASES = {
         lambda p: ONES @ (p["params"] @ np.ones((6, 5), np.float32)), {"params": W}, (),
         Untold((0,)),
     ),
+    "a mean of learned tokens added to inputs": (
+        lambda p, x: jnp.tanh(x + p.mean(0)), f32(5, 8), (X,), (),
+    ),
+    "a mean of learned tokens that scales inputs": (
+        lambda p, x: jnp.tanh(x * p.mean(0)), f32(5, 8), (X,), (),
+    ),
+    "the same as a product with equal constants": (
+        lambda p, x: jnp.tanh(x + jnp.ones((3, 5)) @ p), f32(5, 8), (X,), (),
+    ),
+    "a layer on inputs less one, multiplied out": (
+        lambda p, x: x @ p - p.sum(0), W, (X,), (0,),
+    ),
     # A second use.
     "embeddings of nodes with a residual": (
         lambda p, a: ((p + a @ p) ** 2).sum(), f32(11, 8), (f32(11, 11),), Untold(()),

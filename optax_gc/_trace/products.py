@@ -74,11 +74,21 @@ def multiply(trace: "Walk", a: Value, b: Value, shape: Shape) -> Value:
         terms += [_product(s, t) for s, t in itertools.product(a.terms, b.terms)]
     if _is_unknown(a) or _is_unknown(b):
         terms = [t._replace(unsure=Why.EITHER) for t in terms]
+    for x, y in ((a, b), (b, a)):
+        if x.kind == Kind.PARAMETER and y.kind == Kind.DATA:
+            _note_pooled(trace, x, y)
     echoes = regrouped([*_gated(a, b), *_gated(b, a)])
     return tidied(trace, Value(
         shape, kind, varies, tuple(terms), echoes, seen=a.seen | b.seen, loops=a.loops | b.loops,
         unknown=a.unknown or b.unknown,
     ), product=True)  # fmt: skip
+
+
+def _note_pooled(trace: "Walk", value: Value, data: Value) -> None:
+    """Notes that sums of parameters over their own axes scale data, which has all other axes."""
+    for e in value.echoes:
+        if e.how == "statistic" and NONE != axes(e) <= met(e.dims, data.support):
+            trace.use(e.params, "pooled")
 
 
 def _without_own_sums(value: Value, others: Sequence[Value]) -> Value:
@@ -261,7 +271,7 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape, is_sum: bool = Fal
         settled = any([_shows_rows(e, v, values) for e in v.echoes if e.learned])
         for e in v.echoes:
             if joins and e.how == "statistic":
-                trace.use(e.params, "scalar")
+                trace.use(e.params, "pooled" if axes(e) else "scalar")
                 e = Echo(e.params, "added", e.dims, rows)
             if e.whole is not None and any(
                 met(e.whole, o.support) - axes(e) for o in values if o.kind == Kind.PARAMETER

@@ -14,7 +14,7 @@ class Why(StrEnum):
     ENDLESS = "it is changed in every step of a loop"
     MANY = "it is in too many products of parameters"
     # What it is contracted with, or after.
-    TWO_SIDES = "data comes to it from two sides"
+    TWO_SIDES = "data meets the product that it is in from two sides, or reaches a part of it"
     EITHER = "contracted with another parameter, and either may be the weight"
     BESIDE_DATA = "a product with data is contracted with parameters or constants"
     BEYOND_DATA = "summed over an axis that the data does not vary along"

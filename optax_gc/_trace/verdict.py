@@ -13,6 +13,7 @@ ROLES = {
     "elementwise": "part of an activation: a bias, a scale, a position, an initial state",
     "scalar": "the same, but not repeated along data, which is evidence of nothing",
     "lookup": "indexed by data",
+    "pooled": "summed by itself, then added to data or a scale of it; counts if no data tells more",
     "constant": "contracted with constants; counts if nothing else does",
     "statistic": "reduced over its own axes and not combined with data, such as a penalty",
     "returned": "a result of the function",
@@ -107,13 +108,14 @@ def _verdict(uses: Sequence[Use], shape: Shape, decided: set[tuple[int, AxisSet]
     if none:
         how = "lookup" if by["lookup"] else "elementwise only"
         return Verdict(how=how, where=_where(none))
-    if by["constant"]:
+    # Equal constants pool a table, or are the input of a layer: what they meet next tells.
+    if by["constant"] and not by["pooled"]:
         if len({u.axes & long for u in by["constant"]}) > 1:
             return refuse(Why.CONSTANTS, by["constant"])
         return answer(by["constant"], "dense")
-    if by["returned"] and not by["scalar"] and len(long) > 1:
+    if by["returned"] and not (by["scalar"] or by["pooled"]) and len(long) > 1:
         return refuse(Why.RETURNED, by["returned"])
-    if alone := [*by["scalar"], *by["statistic"], *by["returned"]]:
+    if alone := [*by["scalar"], *by["pooled"], *by["statistic"], *by["returned"]]:
         return Verdict(how="elementwise only", where=_where(alone))
     return Verdict(how="no gradient reaches it")
 
