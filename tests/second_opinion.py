@@ -524,8 +524,8 @@ class Reader:
         return ways + ([(operand, view, state)] if operand.linear else [])
 
 
-def opinion(fn, params, *args):
-    """{path: {axis: whether it is fan-in, or None}, or why not} of the axes longer than one."""
+def gradients(fn, params, *args):
+    """{path: its gradient, as a node of the backward program}."""
     flat_params, treedef = jax.tree.flatten(params)
     flat_args, args_treedef = jax.tree.flatten(args)
     is_float = lambda x: jnp.issubdtype(x.dtype, jnp.inexact)  # noqa: E731
@@ -547,11 +547,25 @@ def opinion(fn, params, *args):
     nodes = [Node("parameter", [], x) for x in flat_params]
     nodes += [Node("input", [], x, data=not given or not is_key(x)) for x in flat_args]
     nodes += [Node("cotangent", [], x, linear=True) for x in cotangents]
-    gradients = Graph(not given).run(*body(closed), nodes)
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    return dict(zip(paths, Graph(not given).run(*body(closed), nodes), strict=True))
+
+
+def reached(program):
+    """The names of the parameters that a gradient reaches."""
+    with promoting():
+        found = gradients(*program)
+    return {
+        name
+        for name, node in zip(names(list(found.items())), found.values(), strict=True)
+        if not node.zero
+    }
+
+
+def opinion(fn, params, *args):
+    """{path: {axis: whether it is fan-in, or None}, or why not} of the axes longer than one."""
     found = {}
-    for (path, _), gradient in zip(
-        jax.tree_util.tree_leaves_with_path(params), gradients, strict=True
-    ):
+    for path, gradient in gradients(fn, params, *args).items():
         try:
             found[path] = Reader().read(gradient)
         except DontKnow as reason:

@@ -1,5 +1,6 @@
 """Two readers of different programs, the forward and the backward one, find the same axes."""
 
+import contextlib
 import functools
 import os
 from collections import Counter
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 import test_trace_evidence as evidence
 import trace_spellings
-from second_opinion import opinion, second_opinion
+from second_opinion import DontKnow, opinion, reached, second_opinion
 from trace_everything import ADDED, LOOKUPS, built, everything, is_known
-from trace_support import answers, f32, linen, promoting
+from trace_support import answers, f32, linen, promoting, verdicts_of
 
+UNREACHED = "no gradient reaches it"
 EVERYTHING = bool(os.environ.get("OPTAX_GC_EVERYTHING"))
 
 
@@ -35,6 +37,14 @@ def opinions():
 def test_no_answer_has_a_second_opinion_against_it():
     against = [o for o in opinions() if o[3] == "disagrees"]
     assert not against, "\n".join(map(str, against))
+
+
+def test_what_has_a_gradient_has_a_use():
+    for name, build, _ in everything(models=False):
+        program = built(build)
+        unused = {p for p, v in verdicts_of(*program).items() if v.how == UNREACHED}
+        with contextlib.suppress(DontKnow):  # it has no backward program
+            assert not unused & (unused and reached(program)), name
 
 
 def test_seven_answers_in_eight_have_a_second_opinion():

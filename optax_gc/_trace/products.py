@@ -421,8 +421,8 @@ def added(trace: "Walk", t: Term, rows: Dims, echoes: Sequence[Echo] = ()) -> li
     learned = frozenset().union(*(e.learned for e in products if met(e.rows, node.dims)))
     scalar = not repeated and not any(node.param in e.params for e in products)
     layer = any(met(node.dims, e.dims) == own_axes(node) for e in products)
-    if t.picked is None and not scalar:
-        trace.use([node.param], "elementwise")
+    if t.picked is None:
+        trace.use([node.param], "scalar" if scalar else "elementwise")
     itself = frozenset({node.param})
     return [Echo(itself, "added", node.dims, rows, repeated=repeated, layer=layer, learned=learned)]
 
