@@ -460,7 +460,81 @@ def projected_table_then_looked_up():
         lambda p, i: (p["e"] @ p["w"])[i],
         {"e": f32(11, 5), "w": f32(5, 8)},
         (i32(3),),
-        {"e": Untold(()), "w": Untold((0,))},
+        {"e": (), "w": (0,)},
+    )
+
+
+@case
+def projected_table_then_chosen_by_one_hots():
+    return (
+        lambda p, i: jnp.tanh(jax.nn.one_hot(i, 11) @ (p["e"] @ p["w"])),
+        {"e": f32(11, 5), "w": f32(5, 8)},
+        (i32(3),),
+        {"e": (), "w": (0,)},
+    )
+
+
+@case
+def scaled_table_chosen_by_one_hots():
+    return (
+        lambda p, i: jnp.tanh(jax.nn.one_hot(i, 11) @ (p["e"] * p["g"])),
+        {"e": f32(11, 5), "g": f32(5)},
+        (i32(3),),
+        {"e": (), "g": ()},
+    )
+
+
+@case
+def product_of_tables_chosen_by_one_hots():
+    return (
+        lambda p, i: jax.nn.one_hot(i, 11) @ (p["e"] * jax.nn.softmax(p["f"], 0)),
+        {"e": f32(11, 5), "f": f32(11, 5)},
+        (i32(3),),
+        {"e": (), "f": ()},
+    )
+
+
+@case
+def table_times_constants_then_looked_up():
+    """E[i] @ K: the units of a constant layer, of which the rows of E are the inputs."""
+    return lambda p, i: (p["e"] @ K(5, 8))[i], {"e": f32(11, 5)}, (i32(3),), {"e": ()}
+
+
+@case
+def sum_of_a_layer_on_looked_up_constants():
+    return lambda p, i: (K(11, 5) @ p["w"])[i].sum(1), {"w": f32(5, 8)}, (i32(3),), {"w": (0,)}
+
+
+@case
+def experts_made_of_constants_then_chosen():
+    """tanh(K @ w) is a nonlinear function of a product, chosen or not."""
+    return (
+        lambda p, x, i: jnp.einsum("nd,ndf->nf", x, jnp.tanh(K(8, 6) @ p["w"])[i]),
+        {"w": f32(2, 6, 5)},
+        (X, i32(3)),
+        {"w": REFUSED},
+    )
+
+
+@case
+def layer_over_units_that_refused_centres_tell_apart():
+    """x varies along the batch alone, and x - e * f along the units too."""
+    return (
+        lambda p, x: ((x[:, None] - p["e"] * p["f"]) ** 2).sum(-1) @ p["w"],
+        {"e": f32(7, 8), "f": f32(7, 8), "w": f32(7, 5)},
+        (X,),
+        {"e": REFUSED, "f": REFUSED, "w": (0,)},
+    )
+
+
+@case
+def scale_before_a_mean_of_kernels():
+    """The mean has outputs of its own, as a constant has: the scale is no unit."""
+    return (
+        lambda p, x: jnp.tanh((x * p["s"]) @ p["w"].mean(0)),
+        {"s": f32(8), "w": f32(3, 8, 5)},
+        (X,),
+        {"s": Untold(()), "w": Untold((1,))},
     )
 
 

@@ -12,7 +12,19 @@ import operator
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .digits import NONE, AxisSet, Dims, Shape, besides, foreign, has_axes, met, repeats, vary
+from .digits import (
+    NONE,
+    AxisSet,
+    Dims,
+    Shape,
+    axes_of,
+    besides,
+    foreign,
+    has_axes,
+    met,
+    repeats,
+    vary,
+)
 from .reasons import Why
 from .uses import (
     has_open_ends,
@@ -124,20 +136,21 @@ def _times(a: Value, b: Value) -> list[Term]:
     if b.kind == Kind.DATA:
         support = b.support
         return [_with_data(t, b, support) for t in a.terms]
-    constant = any([has_axes(dim) for dim in b.varies])
+    varies = b.varies if b.terms else b.support  # a statistic of parameters is like a constant
+    constant = any([has_axes(dim) for dim in varies])
     if b.terms and not constant:
         return [] if a.kind != Kind.DATA else _scaled(a, b)
     if not constant:
         return list(a.terms)
     return [
-        t._replace(constants=b.varies if t.constants is None else vary(t.constants, b.varies))
+        t._replace(constants=varies if t.constants is None else vary(t.constants, varies))
         for t in a.terms
     ]
 
 
 def _with_data(t: Term, b: Value, support: Dims) -> Term:
     """A term times data, of which the support is given."""
-    if (t.bent and t.data is not None) or _is_own_statistic(t, b, support):
+    if (t.bent and t.data is not None and not t.is_rows) or _is_own_statistic(t, b, support):
         return t
     chosen = t.is_rows
     both = chosen and any([u.is_rows for u in b.terms])  # either could be the other's weight
@@ -254,9 +267,9 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape, is_sum: bool = Fal
     values = [aligned(v, shape) for v in values]
     values = [_without_own_sums(v, [o for o in values if o is not v]) for v in values]
     kind = max(v.kind for v in values)
-    varies = values[0].varies
-    for v in values[1:]:
-        varies = vary(varies, v.varies)
+    # Of parameters that become part of an activation, not all that they vary along is remembered.
+    along = [v.support if kind == Kind.DATA != v.kind else v.varies for v in values]
+    varies = functools.reduce(vary, along)
     loops = frozenset().union(*(v.loops for v in values))
     seen = functools.reduce(operator.or_, [v.seen for v in values])
     terms: list[Term] = []
@@ -406,25 +419,29 @@ def added(trace: "Walk", t: Term, rows: Dims, echoes: Sequence[Echo] = ()) -> li
       rows: along which dimensions the data varies.
       echoes: what is left of other parameters in that data.
     """
-    if len({n.param for n in t.nodes}) > 1:
-        for n in t.nodes:
-            refuse_pair(trace, t, t.nodes.index(n))
-        return []
     if t.picked is not None:
         settle_lookup(trace, t)
-    node = t.nodes[0]
-    repeated = besides(rows, node.dims)
-    for e in echoes:
-        if e.oriented and not e.bent and not met(node.dims, e.dims) and own_axes(node):
-            trace.refuse(e.oriented, Why.EITHER)  # a vector along the rows says the opposite
+    elif len(set(t.params)) > 1:
+        for i in range(len(t.nodes)):
+            refuse_pair(trace, t, i)
+        return []
     products = [e for e in echoes if e.how == "used"]
-    learned = frozenset().union(*(e.learned for e in products if met(e.rows, node.dims)))
-    scalar = not repeated and not any(node.param in e.params for e in products)
-    layer = any(met(node.dims, e.dims) == own_axes(node) for e in products)
-    if t.picked is None:
-        trace.use([node.param], "scalar" if scalar else "elementwise")
-    itself = frozenset({node.param})
-    return [Echo(itself, "added", node.dims, rows, repeated=repeated, layer=layer, learned=learned)]
+    left = []
+    for p, dims, _ in t.nodes:
+        repeated = besides(rows, dims)
+        for e in echoes:
+            if e.oriented and not e.bent and not met(dims, e.dims) and axes_of(dims):
+                trace.refuse(e.oriented, Why.EITHER)  # a vector along the rows says the opposite
+        learned = frozenset().union(*(e.learned for e in products if met(e.rows, dims)))
+        layer = any(met(dims, e.dims) == axes_of(dims) for e in products)
+        if t.picked is None:
+            scalar = not repeated and not any(p in e.params for e in products)
+            trace.use([p], "scalar" if scalar else "elementwise")
+        itself = frozenset({p})
+        left.append(
+            Echo(itself, "added", dims, rows, repeated=repeated, layer=layer, learned=learned)
+        )
+    return left
 
 
 def bend(trace: "Walk", values: Sequence[Value], shape: Shape) -> Value:
@@ -432,9 +449,7 @@ def bend(trace: "Walk", values: Sequence[Value], shape: Shape) -> Value:
     values = [aligned(v, shape) for v in values]
     kind = max(v.kind for v in values)
     if kind == Kind.CONSTANT:
-        varies = values[0].varies
-        for v in values[1:]:
-            varies = vary(varies, v.varies)
+        varies = functools.reduce(vary, [v.varies for v in values])
         loops = frozenset().union(*(v.loops for v in values))
         return Value(shape, kind, varies, loops=loops, blurred=_blurred(values))
     value = add(trace, values, shape) if len(values) > 1 else values[0]

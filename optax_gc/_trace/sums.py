@@ -280,7 +280,10 @@ def _sum_beside_data(s: _Sum, nodes: Sequence[int], constant: bool) -> Result:
     t, trace = s.t, s.trace
     if len(nodes) == 1 and not constant:
         (i,) = nodes
-        trace.use([t.nodes[i].param], "scalar")
+        if t.is_rows:
+            settle_lookup(trace, t)
+        else:
+            trace.use([t.nodes[i].param], "scalar")
         return [], [_statistic(s, t.nodes[i], s.gone[i])]
     weights = [i for i in nodes if s.alone[i]]
     if len(weights) != 1 or constant or t.edges:
@@ -314,10 +317,10 @@ def _sum_with_data(s: _Sum) -> Result:
         if not through:
             return [s.rest()], []
         roots = {CONSTANT: NONE}
-    if t.hot is not None and len(t.nodes) == 1 and not besides(data, s.at(t.hot)):
+    if t.hot is not None and not besides(data, s.at(t.hot)):
         rest = s.rest()
         return [rest._replace(picked=rest.data, last=None)], []
-    if t.is_rows and len(t.nodes) == 1:  # rows of a table, added up
+    if t.is_rows:  # rows of a table, added up
         settle_lookup(s.trace, t)
         return [], []
     if t.bent and len(t.nodes) == 1 and not t.edges:

@@ -212,22 +212,37 @@ def could_be_weight(e: Echo) -> bool:
 
 
 def settle_lookup(trace: "Walk", t: Term) -> None:
-    """Notes that rows that data chose are part of an activation."""
-    if t.edges:
+    """Notes that rows that data chose are part of an activation.
+
+    What they were chosen of, a table or constants, is where a network begins.
+    """
+    tables = [i for i, n in enumerate(t.nodes) if _chosen_axes(trace, t, i, n)]
+    fan_in = directed(t, dict.fromkeys(tables or [CONSTANT], NONE)) if t.edges else {}
+    if fan_in is None:
         settle_network(trace, t)
-    else:
-        trace.use(t.params, "lookup")
+        return
+    weights = {i: axes for i, axes in fan_in.items() if axes}
+    trace.use([p for i, p in enumerate(t.params) if i not in weights], "lookup")
+    if weights:
+        record_directed(trace, t, weights)
+
+
+def _chosen_axes(trace: "Walk", t: Term, i: int, node: Node) -> AxisSet:
+    """The axes of a node that data chose indices of: neither there, nor summed, nor sliced."""
+    sliced = NONE.union(*[part.axes for part in node.parts])
+    return long_axes(trace.shapes[node.param]) - own_axes(node) - summed_axes(t, i) - sliced
 
 
 def settle_scale(trace: "Walk", t: Term) -> None:
     """Notes that a product with data is an activation, and what it is scaled with a part of it."""
-    several = len(t.nodes) > 1
     if t.unsure and t.edges:
         trace.refuse(t.params, t.unsure)
-    elif t.edges and (several or t.picked is not None):
+    elif t.picked is not None:
+        settle_lookup(trace, t)
+    elif t.edges and len(t.nodes) > 1:
         settle_network(trace, t)
     else:
-        trace.use(t.params, "lookup" if t.picked is not None else "elementwise")
+        trace.use(t.params, "elementwise")
 
 
 def settle_network(trace: "Walk", t: Term) -> None:
