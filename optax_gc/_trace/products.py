@@ -61,6 +61,7 @@ def multiply(trace: "Walk", a: Value, b: Value, shape: Shape) -> Value:
     """The product of two values."""
     if a is b and (a.terms or a.echoes):
         return bend(trace, (a,), shape)
+    numbers = not (a.shape and b.shape)
     a, b = aligned(a, shape), aligned(b, shape)
     kind = max(a.kind, b.kind)
     varies = vary(a.varies, b.varies)
@@ -81,7 +82,7 @@ def multiply(trace: "Walk", a: Value, b: Value, shape: Shape) -> Value:
             unknown=a.unknown or b.unknown,
         )
     a, b = _without_own_sums(a, (b,)), _without_own_sums(b, (a,))
-    terms = [*_times(a, b), *_times(b, a)]
+    terms = [*_times(a, b, numbers), *_times(b, a, numbers)]
     if not (a.kind == Kind.DATA or b.kind == Kind.DATA):
         terms += [_product(s, t) for s, t in itertools.product(a.terms, b.terms)]
     if _is_unknown(a) or _is_unknown(b):
@@ -129,8 +130,8 @@ def _hot(a: Value, b: Value) -> Dims | None:
     return None
 
 
-def _times(a: Value, b: Value) -> list[Term]:
-    """The terms of `a`, times what is no parameter in `b`."""
+def _times(a: Value, b: Value, number: bool) -> list[Term]:
+    """The terms of `a`, times what is no parameter in `b`, which may be a number."""
     if not a.terms:
         return []
     if b.kind == Kind.DATA:
@@ -140,7 +141,7 @@ def _times(a: Value, b: Value) -> list[Term]:
     constant = any([has_axes(dim) for dim in varies])
     if b.terms and not constant:
         return [] if a.kind != Kind.DATA else _scaled(a, b)
-    if not constant:
+    if number and not constant:
         return list(a.terms)
     return [
         t._replace(constants=varies if t.constants is None else vary(t.constants, varies))
@@ -407,7 +408,8 @@ def _with_evidence(trace: "Walk", value: Value) -> Value:
 def _is_vector(t: Term) -> bool:
     """Whether a term is a parameter that is repeated, such as a bias over the rows of a batch."""
     node = t.nodes[0]
-    return t.is_image and t.constants is None and bool(own_axes(node)) and repeats(node.dims)
+    plain = t.constants is None or not any(map(has_axes, t.constants))
+    return t.is_image and plain and bool(own_axes(node)) and repeats(node.dims)
 
 
 def added(trace: "Walk", t: Term, rows: Dims, echoes: Sequence[Echo] = ()) -> list[Echo]:

@@ -33,7 +33,7 @@ class Why(StrEnum):
     # What its products or sums with data are used for.
     LATER = "what data shares with it is summed later than the rest of its product with data"
     TWICE = "contracted with data twice, then added to data"
-    STATISTIC = "a sum of it is contracted with data"
+    STATISTIC = "a sum of it is contracted with something else"
     MADE = "its product with data is itself used as a weight"
     GATED = "added to data, then contracted with data: a gated weight or an activation"
     # Of all its uses together.

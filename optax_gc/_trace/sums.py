@@ -91,18 +91,23 @@ def _with_rows(
 ) -> tuple[Value, Value]:
     """Which of two values made of parameters is an activation, if one shows it."""
 
-    def shows(v: Value, onto: Onto, other: Onto) -> tuple[bool, bool]:
+    def shows(v: Value, onto: Onto, other: Onto) -> bool:
         free = [d for d, e in zip(onto[:n], other[:n], strict=True) if d is not None and e is None]
         dims = [d for d in free if v.shape[d] > 1]
         rows = any(not has_axes(v.support[d]) for d in dims)
-        return rows, all(t.curved for t in v.terms)
+        return rows or (bool(v.terms) and all(t.curved for t in v.terms))
 
     of_a, of_b = shows(a, a_onto, b_onto), shows(b, b_onto, a_onto)
-    if any(of_a) and not any(of_b):
+    if of_a and not (of_b or _meets_constants(b)):
         a = as_activation(trace, a)
-    elif any(of_b) and not any(of_a):
+    elif of_b and not (of_a or _meets_constants(a)):
         b = as_activation(trace, b)
     return a, b
+
+
+def _meets_constants(value: Value) -> bool:
+    """Whether constants are contracted with it, which may be where an activation begins."""
+    return any(CONSTANT in dict(edge) for t in value.terms for edge in t.edges)
 
 
 def summed(trace: "Walk", value: Value, over: Sequence[int], dot: bool = False) -> Value:
@@ -150,7 +155,7 @@ def summed(trace: "Walk", value: Value, over: Sequence[int], dot: bool = False) 
         if t.data is not None and t.rows is None and not t.bent and t.picked is None
         for n in t.nodes
     )
-    echoes += [_sum_echo(trace, e, over, weighted) for e in value.echoes]
+    echoes += [_sum_echo(trace, value, e, over, weighted, dot) for e in value.echoes]
     # What is refused or settled here leaves the terms, and the result varies as before.
     varies = value.support if value.kind == Kind.DATA else value.varies
     result = value.plain()._replace(varies=varies, terms=tuple(terms), echoes=())
@@ -235,7 +240,8 @@ def _sum_without_data(s: _Sum) -> Result:
         echoes = []
         for i, n in enumerate(t.nodes):
             axes = s.gone[i] | summed_axes(t, i)
-            layer = not (t.bent or t.curved) and bool(axes_of(s.blank(n.dims)) or n.parts)
+            layer = not (t.bent or t.curved or t.constants is None)
+            layer = layer and bool(axes_of(s.blank(n.dims)) or n.parts)
             trace.use([n.param], "constant" if layer else "statistic", axes=axes)
             echoes.append(_statistic(s, n, axes))
         return [], echoes
@@ -493,7 +499,9 @@ def _lacks(s: _Sum, i: int) -> AxisSet:
     return long_axes(s.trace.shapes[node.param]) - there - summed_axes(s.t, i)
 
 
-def _sum_echo(trace: "Walk", e: Echo, over: Sequence[int], weighted: bool) -> Echo:
+def _sum_echo(
+    trace: "Walk", value: Value, e: Echo, over: Sequence[int], weighted: bool, dot: bool
+) -> Echo:
     """An activation summed over digits of a parameter: refused if it is used as a weight is."""
     blank = _blank(over)
     at = lambda dims: tuple([dims[d] for d in over])  # noqa: E731
@@ -504,8 +512,14 @@ def _sum_echo(trace: "Walk", e: Echo, over: Sequence[int], weighted: bool) -> Ec
             e = e._replace(pending=Why.LATER, fan_in=e.fan_in | more)
         e = e._replace(whole=None)
     if not gone:
-        return e
+        # Summed with data over something else, a statistic is part of an activation.
+        spent = dot and e.how == "statistic" and e.data is not None
+        return e._replace(bent=True) if spent else e
     rest = e._replace(dims=blank(e.dims))
+    if e.how == "statistic" and e.data is None and axes_of(rest.dims):
+        others = [value.varies, *(n.dims for t in value.terms for n in t.nodes)]
+        if any(has_axes(dims[d]) for dims in others for d in over):
+            trace.refuse(e.params, Why.STATISTIC, gone)
     by_data = NONE if e.data is None else met(at(e.dims), at(e.data))
     if e.how == "added" and not e.repeated and (weighted or not by_data):
         # Summed away whole it may be a penalty, which is evidence of nothing.
@@ -524,10 +538,10 @@ def _sum_echo(trace: "Walk", e: Echo, over: Sequence[int], weighted: bool) -> Ec
         noise = e.how == "added" and not e.repeated and not e.layer
         batch = not e.learned or met(blank(e.rows), blank(e.data))
         first = trace.constants_are_data and e.raw and e.how == "used"
-        if weighted:
-            pass
-        elif e.how == "statistic":
+        if e.how == "statistic" and not (weighted and e.bent):
             trace.refuse(e.params, Why.STATISTIC, gone)
+        elif weighted:
+            pass
         elif e.network:
             trace.refuse(e.params, Why.EITHER)
         elif not batch:
