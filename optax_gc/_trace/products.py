@@ -137,16 +137,23 @@ def _times(a: Value, b: Value, number: bool) -> list[Term]:
     if b.kind == Kind.DATA:
         support = b.support
         return [_with_data(t, b, support) for t in a.terms]
+    if b.terms and a.kind == Kind.DATA:
+        return _scaled(a, b)
     varies = b.varies if b.terms else b.support  # a statistic of parameters is like a constant
     constant = any([has_axes(dim) for dim in varies])
-    if b.terms and not constant:
-        return [] if a.kind != Kind.DATA else _scaled(a, b)
+    if b.terms and not (constant and _has_constants_beside(b)):
+        return []
     if number and not constant:
         return list(a.terms)
     return [
         t._replace(constants=varies if t.constants is None else vary(t.constants, varies))
         for t in a.terms
     ]
+
+
+def _has_constants_beside(value: Value) -> bool:
+    """Whether constants are added to its terms, and not only multiplied with them."""
+    return not any([t.constants and not besides(value.varies, t.constants) for t in value.terms])
 
 
 def _with_data(t: Term, b: Value, support: Dims) -> Term:
@@ -462,7 +469,17 @@ def bent(trace: "Walk", value: Value) -> Value:
     """The value after something nonlinear was done to it."""
     value = with_slices_joined(trace, value)
     if value.kind != Kind.DATA:
-        terms = tuple([t._replace(bent=not t.is_image, curved=True) for t in value.terms])
+        within = value.varies  # constants that were added are no summand any more
+        terms = tuple(
+            [
+                t._replace(
+                    bent=not t.is_image,
+                    curved=True,
+                    constants=within if t.constants is None else vary(t.constants, within),
+                )
+                for t in value.terms
+            ]
+        )
         return value._replace(terms=terms)
     support = value.support
     terms, echoes = [], []
