@@ -326,7 +326,7 @@ def _sum_with_data(s: _Sum) -> Result:
     if t.hot is not None and not besides(data, s.at(t.hot)):
         rest = s.rest()
         return [rest._replace(picked=rest.data, last=None)], []
-    if t.is_rows:  # rows of a table, added up
+    if t.is_rows and len(t.nodes) == 1:  # rows of a table, added up
         settle_lookup(s.trace, t)
         return [], []
     if t.bent and len(t.nodes) == 1 and not t.edges:
@@ -543,7 +543,7 @@ def _sum_echo(
         elif weighted:
             pass
         elif e.network:
-            trace.refuse(e.params, Why.EITHER)
+            trace.refuse(e.params | e.learned, Why.EITHER)
         elif not batch:
             trace.refuse(e.params | e.learned, Why.EITHER, gone)
         elif first or (not repeated and (stay - shared or e.ones or noise)):

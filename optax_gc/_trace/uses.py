@@ -247,7 +247,7 @@ def settle_scale(trace: "Walk", t: Term) -> None:
 
 def settle_network(trace: "Walk", t: Term) -> None:
     """Notes the parameters of a sum of parameters' products that no data told a direction of."""
-    if len(t.nodes) == 1:
+    if len(t.nodes) == 1 and len(t.edges) == 1:
         trace.use(t.params, "constant", summed_axes(t, 0))
         return
     for i in range(len(t.nodes)):

@@ -111,18 +111,29 @@ def dynamic_slice(trace: "Walk", eqn: Any, value: Value, *starts: Value) -> Valu
     ]
     result = cut(trace, value, shape, at)
     if shape != value.shape and max(s.kind for s in starts) == Kind.DATA:
-        return _picked(result, foreign(shape))
+        return _picked(result, foreign(shape), trace.path)
     return result
 
 
-def _picked(value: Value, indices: Dims) -> Value:
-    """Marks what indices that are data, and vary along some dimensions, have chosen."""
+def _picked(value: Value, indices: Dims, path: Hashable = None) -> Value:
+    """Marks what indices that are data, and vary along some dimensions, have chosen.
+
+    If they are those of the slice at `path`, they are no slice that could be told from others.
+    """
     if value.kind == Kind.DATA:
         return value._replace(varies=vary(value.varies, indices))
-    # Slices that data chose are rows of a table, not slices that could be told apart.
+
+
+    def told(part: Part) -> bool:
+        start = part.key[0]
+        return not (isinstance(start, tuple) and start[:2] == ("slice", path))
+
+    def node(n: Node) -> Node:
+        return n._replace(parts=frozenset(filter(told, n.parts)))
+
     terms = tuple(
         t._replace(
-            nodes=tuple(n._replace(parts=frozenset()) for n in t.nodes),
+            nodes=tuple(map(node, t.nodes)),
             data=indices,
             picked=indices,
             last=None,
