@@ -100,7 +100,11 @@ def multiply(trace: "Walk", a: Value, b: Value, shape: Shape) -> Value:
 def _note_pooled(trace: "Walk", value: Value, data: Value) -> None:
     """Notes that sums of parameters over their own axes scale data, which has all other axes."""
     for e in value.echoes:
-        if e.how == "statistic" and NONE != axes(e) <= met(e.dims, data.support):
+        if e.how != "statistic" or not axes(e):
+            continue
+        if len(e.params) > 1:
+            trace.refuse(e.params, Why.BENT_NETWORK)
+        elif axes(e) <= met(e.dims, data.support):
             trace.use(e.params, "pooled")
 
 
@@ -549,7 +553,8 @@ def _is_statistic_of(e: Echo, terms: Iterable[Term]) -> bool:
     for t in terms:
         for i, n in enumerate(t.nodes):
             intact[n.param] = own_axes(n) | (summed_axes(t, i) if e.network else NONE)
-    return all([p in intact and e.fan_in <= intact[p] for p in e.params])
+    there = [intact[p] for p in e.params if p in intact]
+    return len(there) == len(e.params) and any([e.fan_in <= axes for axes in there])
 
 
 def join(trace: "Walk", values: Sequence[Value]) -> Value:

@@ -258,10 +258,11 @@ def _sum_without_data(s: _Sum) -> Result:
 
 
 def _statistic(s: _Sum, n: Node, axes: AxisSet, rows: Dims | None = None, why: str = "") -> Echo:
-    """What is left of a parameter that was summed by itself over some axes."""
+    """What is left of a parameter that was summed over some axes, with all of its product."""
     rows = foreign(s.value.shape) if rows is None else rows
+    params = frozenset(s.t.params if s.t.data is None else [n.param])
     return Echo(
-        frozenset({n.param}), "statistic", s.blank(n.dims), rows,
+        params, "statistic", s.blank(n.dims), rows,
         network=bool(s.t.edges), pending=why, fan_in=axes,
     )  # fmt: skip
 
@@ -304,7 +305,7 @@ def _sum_with_data(s: _Sum) -> Result:
     assert t.data is not None
     data = s.at(t.data)
     roots = {i: gone for i, gone in enumerate(s.gone) if gone}
-    if not roots and _has_fan_in_of_one(s):
+    if not roots and not t.unsure and _has_fan_in_of_one(s):
         node = t.nodes[0]
         trace.use(t.params, "elementwise")
         left = used(
@@ -431,6 +432,8 @@ def _without_outputs(s: _Sum, fan_in: dict[int, AxisSet]) -> Result:
             return [], []
         elif t.constants is not None and any(has_axes(d) for d in s.blank(t.constants)):
             pass  # constants tell which of its elements is an output, as on a diagonal
+        elif not s.dot and any(_in(e.dims, s.over) for e in s.value.echoes if _is_bias(e)):
+            pass  # a bias that is summed too says that it is a scale
         elif not t.bent and t.rows is None and (s.dot or own_axes(node._replace(dims=rest))):
             return _settled(s, fan_in, [0])
     single = [
@@ -449,6 +452,10 @@ def _without_outputs(s: _Sum, fan_in: dict[int, AxisSet]) -> Result:
         return [], echoes
     s.refuse(list(fan_in), Why.SCALE, fan_in)
     return [], []
+
+
+def _is_bias(e: Echo) -> bool:
+    return e.how == "added" and not e.bent
 
 
 def _is_scale(s: _Sum, fan_in: dict[int, AxisSet]) -> bool:

@@ -103,7 +103,7 @@ def _verdict(uses: Sequence[Use], shape: Shape, decided: set[tuple[int, AxisSet]
             return refuse(Why.BOTH, none)
         how = "conv" if all("conv" in u.where for u in weights) else "dense"
         return answer(weights, how)
-    if (at := [*none, *by["scalar"]]) and all(u.backward for u in at):
+    if (at := [*none, *by["scalar"], *by["pooled"]]) and all(u.backward for u in at):
         return refuse(Why.BACKWARD, at)
     if none:
         how = "lookup" if by["lookup"] else "elementwise only"

@@ -62,12 +62,18 @@ def join_along(trace: "Walk", values: tuple[Value, ...], d: int, shape: Shape) -
     def differs(dims: Dims) -> Dims:  # one value from the next
         return with_dim(dims, d, lost(shape[d], VARYING))
 
+    def same(node: Node) -> Node:
+        return node._replace(dims=widen(node.dims))
+
     def term(t: Term) -> Term:
-        moved = t.moved(widen, node=place)
+        # Pieces of one product, put together in another order, are still that of one slice.
+        mine = {m.parts for m in nodes for n in t.nodes if n.param == m.param}
+        moved = t.moved(widen, node=same if t.data is not None and len(mine) == 1 else place)
         return moved._replace(data=moved.data and differs(moved.data))
 
     def echo(e: Echo) -> Echo:
-        return e.moved(widen)._replace(parts=frozenset())
+        mine = {f.parts for v in values for f in v.echoes if f.params & e.params}
+        return e.moved(widen)._replace(parts=e.parts if len(mine) == 1 else frozenset())
 
     def embed(v: Value) -> Value:
         moved = v.plain().moved(widen, shape, term, echo)

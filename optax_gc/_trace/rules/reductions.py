@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from ..digits import Dims, Shape, axes_of, lost
+from ..digits import Dims, Shape, axes_of, has_axes, lost
 from ..jaxprs import shape_of
 from ..products import bent
+from ..reasons import Why
 from ..sums import summed
-from ..values import Value
+from ..values import Term, Value
 
 if TYPE_CHECKING:
     from ..walk import Walk
@@ -63,7 +64,13 @@ def fft(trace: "Walk", eqn: Any, value: Value) -> Value:
     """A Fourier transform of the last dimensions."""
     rank = len(value.shape)
     over = range(rank - len(eqn.params["fft_lengths"]), rank)
-    return shuffled(trace, value, over, shape_of(eqn.outvars[0]))
+    result = shuffled(trace, value, over, shape_of(eqn.outvars[0]))
+
+    def term(t: Term) -> Term:  # of a kernel's spectrum a product with data is a convolution
+        mixed = any(has_axes(n.dims[d]) for n in t.nodes for d in over)
+        return t._replace(unsure=t.unsure or Why.PARTLY) if mixed else t
+
+    return result._replace(terms=tuple(map(term, result.terms)))
 
 
 _REDUCTIONS = """

@@ -1,6 +1,6 @@
 """Rules for operations that take parts of values: slices and lookups."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..digits import (
@@ -12,8 +12,10 @@ from ..digits import (
     chosen,
     foreign,
     has_axes,
+    is_whole,
     lost,
     vary,
+    without,
     without_dim,
 )
 from ..jaxprs import shape_of
@@ -52,8 +54,16 @@ def cut(trace: "Walk", value: Value, shape: Shape, starts: Sequence[Hashable]) -
         ones = axes_of(e.dims[d] for d in cuts if shape[d] == 1)
         return e._replace(cut=e.cut | ones).moved(window)
 
+    def part_of_product(data: Dims) -> Callable[[Node], Node]:
+        def node(n: Node) -> Node:
+            index = all(shape[d] == 1 and _is_axis(trace, n, d) for d in cuts)
+            outputs = axes_of(without(window(n.dims), window(data)))
+            return part(n) if index or outputs else n._replace(dims=window(n.dims))
+
+        return node
+
     def term(t: Term) -> Term:
-        return t.moved(window, node=part if t.data is None else None)
+        return t.moved(window, node=part if t.data is None else part_of_product(t.data))
 
     result = whole_hot(value, cuts).moved(window, shape, term, echo)
     seen = value.seen
@@ -61,6 +71,13 @@ def cut(trace: "Walk", value: Value, shape: Shape, starts: Sequence[Hashable]) -
         for n in t.nodes if t.data is None else ():
             seen |= trace.bit(n.param, n.parts) if n.parts else 0
     return result._replace(seen=seen)
+
+
+def _is_axis(trace: "Walk", node: Node, d: int) -> bool:
+    """Whether a dimension is an axis of the node, and nothing else."""
+    dim = node.dims[d]
+    axes = axes_of((dim,))
+    return len(axes) == 1 and is_whole((dim,), min(axes), trace.shapes[node.param][min(axes)])
 
 
 def whole_hot(value: Value, cuts: Sequence[int]) -> Value:
@@ -122,7 +139,6 @@ def _picked(value: Value, indices: Dims, path: Hashable = None) -> Value:
     """
     if value.kind == Kind.DATA:
         return value._replace(varies=vary(value.varies, indices))
-
 
     def told(part: Part) -> bool:
         start = part.key[0]
