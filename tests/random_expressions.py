@@ -33,6 +33,7 @@ BATCH, ROWS = 3, 9
 ADDED = ()  # the part of a bias, a scale or a position
 TABLE = "table"  # of which inputs choose rows
 UNCLEAR = "unclear"
+NONLINEAR = {"tanh", "normalized", "softmax", "product"}
 
 
 class Program(NamedTuple):
@@ -70,11 +71,18 @@ class Builder:
         self.inputs[name] = i32(*shape) if chosen else f32(*shape)
         return f"z['{name}'] % {chosen}" if chosen else f"z['{name}']"
 
-    def param(self, shape, part, depth):
-        """A parameter of a shape, in some part: axes of a weight that inputs meet, or others."""
+    def param(self, shape, part, depth, linear=False):
+        """A parameter of a shape, in some part: axes of a weight that inputs meet, or others.
+
+        Of two factors the one of which a nonlinear function is taken passes for an activation, so
+        that factors have to be linear.
+        """
         if not depth:
             return self.leaf(shape, part)
-        make = lambda shape, part=part: self.param(shape, part, depth - 1)  # noqa: E731
+
+        def make(shape, part=part, linear=linear):
+            return self.param(shape, part, depth - 1, linear)
+
         weight = part not in (ADDED, TABLE, UNCLEAR)
         last = len(shape) - 1
         axis = self.draw(list(range(len(shape))))
@@ -98,7 +106,9 @@ class Builder:
             of_left = UNCLEAR if part == ADDED else part
             of_right = UNCLEAR if part == ADDED else (last - 1,) if part == TABLE else part
             ways |= {
-                "low rank": lambda: f"({make(left, of_left)} @ {make(right, of_right)})",
+                "low rank": lambda: (
+                    f"({make(left, of_left, linear=True)} @ {make(right, of_right, linear=True)})"
+                ),
                 "times constants": lambda: f"({make(left)} @ K({k}, {shape[-1]}))",
                 "constants times": lambda: f"(K({shape[-2]}, {k}) @ {make(right, of_right)})",
                 "scaled outputs": lambda: f"({make(shape)} * {make(shape[-1:], ADDED)})",
@@ -115,7 +125,9 @@ class Builder:
                 swap = {last: last - 1, last - 1: last}
                 turned = tuple(sorted(swap.get(a, a) for a in part)) if weight else part
                 ways["transposed"] = lambda: f"{make(swapped, turned)}.swapaxes(-1, -2)"
-        return ways[self.draw(["leaf", *ways])]()
+        return ways[
+            self.draw(["leaf", *(way for way in ways if not (linear and way in NONLINEAR))])
+        ]()
 
     def data(self, shape, depth):
         """An activation of a shape (batch, ..., features)."""

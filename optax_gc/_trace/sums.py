@@ -98,16 +98,17 @@ def _with_rows(
         return rows or (bool(v.terms) and all(t.curved for t in v.terms))
 
     of_a, of_b = shows(a, a_onto, b_onto), shows(b, b_onto, a_onto)
-    if of_a and not (of_b or _meets_constants(b)):
+    if of_a and not of_b and _could_be_weight(b):
         a = as_activation(trace, a)
-    elif of_b and not (of_a or _meets_constants(a)):
+    elif of_b and not of_a and _could_be_weight(a):
         b = as_activation(trace, b)
     return a, b
 
 
-def _meets_constants(value: Value) -> bool:
-    """Whether constants are contracted with it, which may be where an activation begins."""
-    return any(CONSTANT in dict(edge) for t in value.terms for edge in t.edges)
+def _could_be_weight(value: Value) -> bool:
+    """Whether it is no statistic, and no constants are where an activation may begin instead."""
+    met_constants = any(CONSTANT in dict(edge) for t in value.terms for edge in t.edges)
+    return bool(value.terms) and not met_constants
 
 
 def summed(trace: "Walk", value: Value, over: Sequence[int], dot: bool = False) -> Value:
@@ -211,7 +212,11 @@ class _Sum:
         return self.t.moved(self.blank)
 
     def refuse(self, nodes: Sequence[int], why: str, fan_in: dict[int, AxisSet]) -> None:
-        """Refuses some of the nodes: all of them in a network, else the others are scales."""
+        """Refuses some of the nodes: all of them in a network, else the others are scales.
+
+        With them goes an activation made of parameters, of which nothing else tells that it is one.
+        """
+        self.trace.refuse(self.t.learned, why)
         for i, node in enumerate(self.t.nodes):
             if i in nodes or self.t.edges:
                 self.trace.refuse([node.param], why, fan_in.get(i, NONE))
@@ -293,8 +298,10 @@ def _sum_beside_data(s: _Sum, nodes: Sequence[int], constant: bool) -> Result:
             trace.use([t.nodes[i].param], "scalar")
         return [], [_statistic(s, t.nodes[i], s.gone[i])]
     weights = [i for i in nodes if s.alone[i]]
-    if len(weights) != 1 or constant or t.edges:
-        s.refuse(nodes, Why.BESIDE_DATA, {})
+    assert t.data is not None
+    refusal = _why_unclear(s, weights, s.at(t.data))
+    if len(weights) != 1 or constant or t.edges or refusal:
+        s.refuse(nodes, refusal or Why.BESIDE_DATA, {})
         return [], []
     return _settled(s, {weights[0]: s.gone[weights[0]]}, weights)
 
@@ -483,6 +490,7 @@ def _settled(s: _Sum, fan_in: dict[int, AxisSet], weights: Sequence[int]) -> Res
     for i, n in enumerate(t.nodes):
         if i in weights and t.picked is None and _lacks(s, i):
             s.trace.refuse([n.param], Why.PARTLY, fan_in[i])
+            s.trace.refuse(t.learned, Why.PARTLY)
         elif i in weights:
             # Axes of length 1 have no role, yet among contracted ones they belong to the fan-in.
             ones = frozenset(a for dim in s.at(n.dims) for f in dim for a in f.axes if f.size == 1)
@@ -525,6 +533,7 @@ def _sum_echo(
     rest = e._replace(dims=blank(e.dims))
     if e.how == "statistic" and e.data is None and axes_of(rest.dims):
         others = [value.varies, *(n.dims for t in value.terms for n in t.nodes)]
+        others += [f.dims for f in value.echoes if f is not e]
         if any(has_axes(dims[d]) for dims in others for d in over):
             trace.refuse(e.params, Why.STATISTIC, gone)
     by_data = NONE if e.data is None else met(at(e.dims), at(e.data))

@@ -229,8 +229,10 @@ def settle_lookup(trace: "Walk", t: Term) -> None:
 
 def _chosen_axes(trace: "Walk", t: Term, i: int, node: Node) -> AxisSet:
     """The axes of a node that data chose indices of: neither there, nor summed, nor sliced."""
-    sliced = NONE.union(*[part.axes for part in node.parts])
-    return long_axes(trace.shapes[node.param]) - own_axes(node) - summed_axes(t, i) - sliced
+    windows = [isinstance(part.key[1], int) and part.key[1] > 1 for part in node.parts]
+    sliced = [part.axes for part, w in zip(node.parts, windows, strict=True) if not w]
+    there = own_axes(node).union(summed_axes(t, i), *sliced)
+    return long_axes(trace.shapes[node.param]) - there
 
 
 def settle_scale(trace: "Walk", t: Term) -> None:
