@@ -496,8 +496,8 @@ def product_of_tables_chosen_by_one_hots():
 
 @case
 def table_times_constants_then_looked_up():
-    """E[i] @ K: the units of a constant layer, of which the rows of E are the inputs."""
-    return lambda p, i: (p["e"] @ K(5, 8))[i], {"e": f32(11, 5)}, (i32(3),), {"e": ()}
+    """E[i] @ K of a table, or of a layer on the inputs K the units that labels choose."""
+    return lambda p, i: (p["e"] @ K(5, 8))[i], {"e": f32(11, 5)}, (i32(3),), {"e": REFUSED}
 
 
 @case

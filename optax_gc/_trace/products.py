@@ -143,7 +143,10 @@ def _times(a: Value, b: Value, number: bool) -> list[Term]:
         return [_with_data(t, b, support) for t in a.terms]
     if b.terms and a.kind == Kind.DATA:
         return _scaled(a, b)
-    varies = b.varies if b.terms else b.support  # a statistic of parameters is like a constant
+    varies = b.varies
+    for e in () if b.terms else b.echoes:  # a statistic of other parameters is like a constant
+        if not _is_statistic_of(e, a.terms):
+            varies = vary(varies, e.dims)
     constant = any([has_axes(dim) for dim in varies])
     if b.terms and not (constant and _has_constants_beside(b)):
         return []
@@ -434,6 +437,9 @@ def added(trace: "Walk", t: Term, rows: Dims, echoes: Sequence[Echo] = ()) -> li
     """
     if t.picked is not None:
         settle_lookup(trace, t)
+    elif t.edges and t.unsure == Why.EITHER:
+        trace.refuse(t.params, t.unsure)
+        return []
     elif len(set(t.params)) > 1:
         for i in range(len(t.nodes)):
             refuse_pair(trace, t, i)

@@ -65,7 +65,8 @@ def contract(
     sides = [project(v, onto, shape) for v, onto in ((a, a_onto), (b, b_onto))]
     over = range(n, len(shape))
     product = multiply(trace, sides[0], sides[1], shape)
-    dot = not a.kind == b.kind == Kind.PARAMETER
+    of_weight = [v.kind == Kind.PARAMETER and bool(v.terms) for v in (a, b)]
+    dot = of_weight[0] != of_weight[1]
     return summed(trace, product, over, dot)
 
 
@@ -268,7 +269,7 @@ def _statistic(s: _Sum, n: Node, axes: AxisSet, rows: Dims | None = None, why: s
     params = frozenset(s.t.params if s.t.data is None else [n.param])
     return Echo(
         params, "statistic", s.blank(n.dims), rows,
-        network=bool(s.t.edges), pending=why, fan_in=axes,
+        network=bool(s.t.edges), pending=why, fan_in=axes, sliced=n.parts,
     )  # fmt: skip
 
 

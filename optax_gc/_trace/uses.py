@@ -216,13 +216,20 @@ def settle_lookup(trace: "Walk", t: Term) -> None:
 
     What they were chosen of, a table or constants, is where a network begins.
     """
+    if len(t.nodes) == 1 and not t.edges:
+        trace.use(t.params, "lookup")
+        return
     tables = [i for i, n in enumerate(t.nodes) if _chosen_axes(trace, t, i, n)]
+    both = tables and any(CONSTANT in dict(edge) for edge in t.edges)
     fan_in = directed(t, dict.fromkeys(tables or [CONSTANT], NONE)) if t.edges else {}
-    if fan_in is None:
-        settle_network(trace, t)
+    if both or fan_in is None or (t.edges and t.curved):
+        for i in range(len(t.nodes)):
+            refuse_pair(trace, t, i)
         return
     weights = {i: axes for i, axes in fan_in.items() if axes}
-    trace.use([p for i, p in enumerate(t.params) if i not in weights], "lookup")
+    for i, p in enumerate(t.params):
+        if i not in weights:
+            trace.use([p], "lookup" if i in tables else "elementwise")
     if weights:
         record_directed(trace, t, weights)
 
