@@ -12,7 +12,7 @@ from jax import lax
 from trace_support import REFUSED, Untold, answers, f32, i32, outcomes
 
 K = lambda *s: np.random.default_rng(0).normal(size=s).astype(np.float32)  # noqa: E731
-X, W, SQUARE = f32(3, 8), f32(8, 6), f32(8, 8)
+X, W, SQUARE, SEQUENCE = f32(3, 8), f32(8, 6), f32(8, 8), f32(2, 4, 8)
 AB = {"a": f32(8, 2), "b": f32(2, 6)}
 IMAGE = f32(2, 9, 10, 4)
 CASES = []
@@ -717,6 +717,148 @@ def chosen_expert_of_which_something_nonlinear_is_taken():
 @case
 def weight_with_multiplied_noise_inside_a_nonlinearity():
     return lambda p, x, n: x @ jnp.tanh(p * n), W, (X, W), {"params": Untold((0,))}
+
+
+# ---- A gain before a weight of which a factor is constant, and a bias beside it.
+
+AFFINE = {"g": f32(8), "b": f32(8), "w": W}
+ROWS = np.arange(1, 9, dtype=np.float32)[:, None]
+GAINED = {
+    "frozen_inputs": lambda w: ROWS * w,
+    "masked_inputs": lambda w: jnp.where(ROWS % 2 > 0, w, 0),
+    "dropped_weights": lambda w: jnp.where(
+        jax.random.bernoulli(jax.random.key(0), 0.5, (8, 6)), w / 0.5, 0
+    ),
+    "a_causal_mask": lambda w: jnp.where(jnp.arange(8)[:, None] <= jnp.arange(6), w, 0),
+    "a_softmax": lambda w: jax.nn.softmax(w, 1),
+    "quantized_rows": lambda w: w / jax.lax.stop_gradient(jnp.abs(w).max(1, keepdims=True)),
+}
+
+
+def gain_before(name, of):
+    def build():
+        fn = lambda p, x: jnp.tanh((x * p["g"] + p["b"]) @ of(p["w"]))  # noqa: E731
+        return fn, AFFINE, (X,), {"g": (), "b": (), "w": (0,)}
+
+    build.__name__ = f"gain_before_{name}"
+    case(build)
+
+
+for name, of in GAINED.items():
+    gain_before(name, of)
+
+
+@case
+def gain_before_a_convolution_of_masked_inputs():
+    def fn(p, x):
+        dims = ("NWC", "WIO", "NWC")
+        kernel = ROWS * p["w"]
+        return jax.lax.conv_general_dilated(
+            x * p["g"], kernel, (1,), "SAME", dimension_numbers=dims
+        )
+
+    return fn, {"g": f32(8), "w": f32(3, 8, 6)}, (SEQUENCE,), {"g": (), "w": (0, 1)}
+
+
+# ---- A product with inputs, taken apart after it was made.
+
+
+@case
+def product_of_which_slices_are_added():
+    def fn(p, x):
+        z = x[:, :, None] * p["w"]
+        return jnp.tanh(sum(z[:, k] for k in range(8)))
+
+    return fn, {"w": W}, (X,), {"w": (0,)}
+
+
+@case
+def taps_that_are_rolled_after_the_product():
+    return (
+        lambda p, x: jnp.tanh(sum(jnp.roll(x * p["w"][k], k, 1) for k in range(3))),
+        {"w": f32(3, 8)},
+        (SEQUENCE,),
+        {"w": (0,)},
+    )
+
+
+@case
+def matrices_whose_outputs_are_rolled():
+    """A convolution of width 3, which the sum of products of slices is, or three layers."""
+    return (
+        lambda p, x: jnp.tanh(sum(jnp.roll(x @ p["w"][k], k, 1) for k in range(3))),
+        {"w": f32(3, 8, 6)},
+        (SEQUENCE,),
+        {"w": Untold((0, 1))},
+    )
+
+
+@case
+def halves_of_gained_features_that_are_rotated():
+    """The gain of a query before its rotation is cut in two, and the parts are added."""
+
+    def fn(p, x):
+        a, b = jnp.split(x * p["g"], 2, -1)
+        c, s = jnp.cos(ROWS[:4, 0]), jnp.sin(ROWS[:4, 0])
+        return jnp.tanh(jnp.concatenate([a * c - b * s, b * c + a * s], -1) @ p["w"])
+
+    return fn, {"g": f32(8), "w": W}, (X,), {"g": (), "w": (0,)}
+
+
+# ---- Nonlinear functions on both sides of a product; spectra; gains with positions.
+
+
+@case
+def shared_scale_on_both_sides():
+    def fn(p, x):
+        scale = jnp.exp(p["b"] * p["d"])
+        return x @ ((p["w"] * scale) @ (scale[:, None] * p["v"]))
+
+    params = {"b": f32(4), "d": f32(4), "w": f32(8, 4), "v": f32(4, 5)}
+    return fn, params, (X,), dict.fromkeys(params, REFUSED)
+
+
+@case
+def state_space_kernel_with_learned_steps():
+    """S4D's, discretized by zero-order hold."""
+
+    def fn(p, u):
+        step = jnp.exp(p["step"])[:, None]
+        c = p["c"] * (jnp.exp(p["a"] * step) - 1) / p["a"]
+        k = jnp.einsum("hn,hnl->hl", c, jnp.exp((p["a"] * step)[..., None] * np.arange(7)))
+        return jnp.fft.irfft(jnp.fft.rfft(k, 14) * jnp.fft.rfft(u, 14), 14)[..., :7]
+
+    params = S4D | {"step": f32(8)}
+    return fn, params, (SIGNAL,), dict.fromkeys(params, REFUSED)
+
+
+@case
+def convolution_of_channels_by_spectra():
+    def fn(p, x):
+        y = jnp.einsum("bit,iot->bot", jnp.fft.rfft(x, 16), jnp.fft.rfft(p["w"], 16))
+        return jnp.fft.irfft(y, 16)[..., :7]
+
+    return fn, {"w": f32(8, 5, 3)}, (SIGNAL,), {"w": Untold((0, 2))}
+
+
+@case
+def convolution_of_one_channel_by_spectra():
+    def fn(p, x):
+        y = jnp.einsum("bit,iot->bot", jnp.fft.rfft(x, 16), jnp.fft.rfft(p["w"], 16))
+        return jnp.fft.irfft(y, 16)[..., :7]
+
+    return fn, {"w": f32(1, 5, 3)}, (f32(2, 1, 7),), {"w": Untold((2,))}
+
+
+@case
+def gain_and_bias_of_positions_before_a_mean():
+    """Without the bias it is what reads out a state-space model."""
+    return (
+        lambda p, x: (x * p["g"] + p["b"]).mean(1),
+        {"g": f32(4, 8), "b": f32(4, 8)},
+        (SEQUENCE,),
+        {"g": Untold(()), "b": ()},
+    )
 
 
 @pytest.mark.parametrize("build", CASES, ids=[build.__name__ for build in CASES])
