@@ -528,6 +528,43 @@ def layer_over_units_that_refused_centres_tell_apart():
 
 
 @case
+def mean_of_learned_tokens_added_to_inputs():
+    """Centring a layer whose inputs are all equal would stop its training."""
+    return lambda p, x: jnp.tanh(x + p["e"].mean(0)), {"e": f32(5, 8)}, (X,), {"e": ()}
+
+
+@case
+def mean_of_learned_tokens_that_scales_inputs():
+    return lambda p, x: jnp.tanh(x * p["e"].mean(0)), {"e": f32(5, 8)}, (X,), {"e": ()}
+
+
+@case
+def sum_of_learned_tokens_as_a_product_with_ones():
+    return lambda p, x: jnp.tanh(x + jnp.ones((3, 5)) @ p["e"]), {"e": f32(5, 8)}, (X,), {"e": ()}
+
+
+@case
+def layer_on_inputs_less_one_multiplied_out():
+    return lambda p, x: x @ p["w"] - p["w"].sum(0), {"w": W}, (X,), {"w": (0,)}
+
+
+@case
+def mean_of_kernels_that_multiplies_a_weight():
+    return (
+        lambda p, x: x @ (p["w"] * p["v"].mean(0)),
+        {"w": W, "v": f32(3, 8, 6)},
+        (X,),
+        {"w": (0,), "v": Untold((1,))},
+    )
+
+
+@case
+def mean_of_tables_of_which_rows_are_chosen():
+    """Or the units that labels choose of a layer on equal inputs."""
+    return lambda p, i: p["e"].mean(0)[i], {"e": f32(3, 11, 5)}, (i32(3),), {"e": Untold(())}
+
+
+@case
 def scale_before_a_mean_of_kernels():
     """The mean has outputs of its own, as a constant has: the scale is no unit."""
     return (

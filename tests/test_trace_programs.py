@@ -5,8 +5,9 @@ as in an einsum. It is brought into shape by a random route of axis-preserving o
 contracted with data by an einsum or a convolution, perhaps in a scan, a vmap or a remat. Half of
 the programs have all sizes equal, which hides every mistake of a shape-matching rule.
 
-Every program is also spelled in other ways, which must not change an answer, and read a second
-time from its gradient. OPTAX_GC_PROGRAMS=10000 runs that many, and different ones each time:
+Other programs are networks of layers, and expressions of layers and of parameters. Every program
+is also spelled in other ways, which must not change an answer, and read a second time from its
+gradient. OPTAX_GC_PROGRAMS=10000 runs that many, and different ones each time:
 
 OPTAX_GC_PROGRAMS=10000 pytest tests/test_trace_programs.py -k random
 """
@@ -17,10 +18,13 @@ import os
 import jax
 import jax.numpy as jnp
 import numpy as np
+import random_expressions
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
+from random_expressions import UNCLEAR
 from respell import SPELLINGS, judge
 from second_opinion import second_opinion
+from trace_everything import long
 from trace_support import REFUSED, answers, f32, fan_in_by_oracle
 
 PROGRAMS = int(os.environ.get("OPTAX_GC_PROGRAMS", "0"))
@@ -355,6 +359,37 @@ def scanned(apply, at, remat):
 def test_random_networks_get_the_axes_of_their_layers(network):
     fn, params, x, axes = network
     assert answers(fn, params, x) == axes
+
+
+@st.composite
+def expressions(draw):
+    """Layers of which the parameters are expressions of parameters."""
+    return random_expressions.program(
+        lambda options: draw(st.sampled_from(options)), draw(st.integers(2, 4))
+    )
+
+
+@given(expressions())
+@programs(300)
+def test_parameters_of_random_expressions_get_the_axes_that_follow_or_are_refused(expression):
+    text, fn, params, inputs, axes = expression
+    for name, found in answers(fn, params, inputs).items():
+        event("refused" if found == REFUSED else "answered")
+        if found != REFUSED and UNCLEAR not in axes[name]:
+            shape = params[name].shape
+            expected = {long(part, shape) for part in axes[name]}
+            assert {long(found, shape)} == expected, (name, shape, text)
+
+
+@given(expressions(), st.sampled_from(SPELLINGS))
+@programs(120)
+def test_random_expressions_respelled_get_the_same_axes_or_are_refused(expression, spelling):
+    program = expression.fn, expression.params, expression.inputs
+    found = answers(*program)
+    # What was refused may be answered, if rightly: what follows is right.
+    judged = judge(spelling, program, found, expression.axes)
+    if judged is not None:
+        assert not judged[0]["different"], (spelling, expression.text, found, judged[1])
 
 
 def with_answers(program):

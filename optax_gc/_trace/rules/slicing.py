@@ -212,8 +212,11 @@ def gather(trace: "Walk", eqn: Any, value: Value, indices: Value) -> Value:
         return tuple(result)
 
     for e in value.echoes if by_data else ():
-        if e.learned and axes_of(e.dims[d] for d in looked_up):
-            trace.refuse(e.params | e.learned, Why.EITHER)  # or it is a table, and they its units
+        if axes_of(e.dims[d] for d in looked_up):  # of a table, or the units that labels choose
+            if e.learned:
+                trace.refuse(e.params | e.learned, Why.EITHER)
+            elif e.how == "statistic":
+                trace.refuse(e.params, Why.STATISTIC)
     one_hot = value.one_hot
     result = value.plain().moved(pick, shape)
     if by_data and looked_up:
