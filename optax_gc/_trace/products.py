@@ -321,6 +321,8 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape, is_sum: bool = Fal
                     terms.append(t)
     terms = _unrolled(values, terms)
     _check_echoes(trace, values)
+    if is_sum:
+        _check_products(trace, values)
     blurred = _blurred(values)
     unknown = kind == Kind.PARAMETER and any(map(_is_unknown, values))
     result = Value(
@@ -389,6 +391,19 @@ def _check_echoes(trace: "Walk", values: Sequence[Value]) -> None:
                         itself = trace.is_seen(one, e.seen) or trace.is_seen(two, f.seen)
                         if itself or not (e.seen | f.seen) >> p & 1:
                             trace.refuse([p], Why.SLICES)
+
+
+def _check_products(trace: "Walk", values: Sequence[Value]) -> None:
+    """Refuses a weight of which products with data are added up in another order."""
+    found: dict[int, Term] = {}
+    for v in values:
+        for t in v.terms:
+            node = t.nodes[0]
+            if t.data is None or len(t.nodes) > 1 or not own_axes(node) - met(node.dims, t.data):
+                continue
+            other = found.setdefault(node.param, t).nodes[0]
+            if other.parts == node.parts and other.dims != node.dims:
+                trace.refuse([node.param], Why.SLICES)
 
 
 def _with_evidence(trace: "Walk", value: Value) -> Value:

@@ -244,7 +244,7 @@ def _chosen_axes(trace: "Walk", t: Term, i: int, node: Node) -> AxisSet:
 
 def settle_scale(trace: "Walk", t: Term) -> None:
     """Notes that a product with data is an activation, and what it is scaled with a part of it."""
-    if t.unsure and t.edges:
+    if t.unsure:
         trace.refuse(t.params, t.unsure)
     elif t.picked is not None:
         settle_lookup(trace, t)

@@ -73,7 +73,13 @@ def join_along(trace: "Walk", values: tuple[Value, ...], d: int, shape: Shape) -
 
     def echo(e: Echo) -> Echo:
         mine = {f.parts for v in values for f in v.echoes if f.params & e.params}
-        return e.moved(widen)._replace(parts=e.parts if len(mine) == 1 else frozenset())
+        moved = e.moved(widen)
+        if len(mine) == 1:
+            return moved
+        if moved.whole is not None:
+            along = axes_of((moved.whole[d],)).union(*[part.axes for part in e.parts])
+            moved = moved._replace(whole=with_dim(moved.whole, d, lost(shape[d], along)))
+        return moved._replace(parts=frozenset())
 
     def embed(v: Value) -> Value:
         moved = v.plain().moved(widen, shape, term, echo)

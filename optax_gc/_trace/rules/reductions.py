@@ -8,7 +8,7 @@ from ..jaxprs import shape_of
 from ..products import bent
 from ..reasons import Why
 from ..sums import summed
-from ..values import Term, Value
+from ..values import Echo, Term, Value
 
 if TYPE_CHECKING:
     from ..walk import Walk
@@ -31,8 +31,15 @@ def shuffled(trace: "Walk", value: Value, over: Iterable[int], shape: Shape) -> 
 
     # A sum of parameters over their own axes is a statistic of them; of activations, a sum of those
     # elements, which are still there. Both hold here.
-    summed(trace, value, over)
-    return value.plain().moved(shuffle, shape)
+    sums = summed(trace, value, over)
+    later = {e.params: e for e in sums.echoes if e.pending == Why.LATER}
+
+    def echo(e: Echo) -> Echo:
+        moved = e.moved(shuffle)
+        late = later.get(e.params) if e.whole is not None else None
+        return moved._replace(pending=late.pending, fan_in=late.fan_in) if late else moved
+
+    return value.plain().moved(shuffle, shape, echo=echo)
 
 
 def along_axis(trace: "Walk", eqn: Any, value: Value) -> Value:

@@ -52,11 +52,17 @@ def cut(trace: "Walk", value: Value, shape: Shape, starts: Sequence[Hashable]) -
 
     def echo(e: Echo) -> Echo:
         ones = axes_of(e.dims[d] for d in cuts if shape[d] == 1)
-        return e._replace(cut=e.cut | ones).moved(window)
+        parts = set(e.parts)
+        for d in cuts if e.whole is not None else ():
+            assert e.whole is not None
+            if shared := axes_of((e.whole[d],)) - axes_of((e.dims[d],)):
+                parts.add(Part((starts[d], shape[d], e.whole[d]), shared))
+        return e._replace(cut=e.cut | ones, parts=frozenset(parts)).moved(window)
 
     def part_of_product(data: Dims) -> Callable[[Node], Node]:
         def node(n: Node) -> Node:
-            index = all(shape[d] == 1 and _is_axis(trace, n, d) for d in cuts)
+            of_node = [d for d in cuts if axes_of((n.dims[d],))]
+            index = all(shape[d] == 1 and _is_axis(trace, n, d) for d in of_node)
             outputs = axes_of(without(window(n.dims), window(data)))
             return part(n) if index or outputs else n._replace(dims=window(n.dims))
 
