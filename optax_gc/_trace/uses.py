@@ -13,6 +13,7 @@ from .digits import (
     AxisSet,
     Dims,
     besides,
+    has_axes,
     is_whole,
     long_axes,
     met,
@@ -220,7 +221,8 @@ def settle_lookup(trace: "Walk", t: Term) -> None:
         trace.use(t.params, "lookup")
         return
     tables = [i for i, n in enumerate(t.nodes) if _chosen_axes(trace, t, i, n)]
-    both = tables and any(CONSTANT in dict(edge) for edge in t.edges)
+    begins = t.constants is not None and not any(map(has_axes, t.constants))
+    both = any(CONSTANT in dict(edge) for edge in t.edges) and (tables or not begins)
     fan_in = directed(t, dict.fromkeys(tables or [CONSTANT], NONE)) if t.edges else {}
     if both or fan_in is None or (t.edges and t.curved):
         for i in range(len(t.nodes)):
