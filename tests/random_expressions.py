@@ -27,8 +27,12 @@ def over_norm(w, axis):
     return w / (1 + jnp.sqrt((w**2).sum(axis, keepdims=True)))
 
 
+def convolved(h, w):
+    return lax.conv_general_dilated(h, w, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
+
+
 NAMES = {"jax": jax, "jnp": jnp, "lax": lax, "np": np, "K": constant}
-NAMES |= {"normalized": normalized, "over_norm": over_norm}
+NAMES |= {"normalized": normalized, "over_norm": over_norm, "convolved": convolved}
 BATCH, ROWS = 3, 9
 ADDED = ()  # the part of a bias, a scale or a position
 TABLE = "table"  # of which inputs choose rows
@@ -146,6 +150,16 @@ class Builder:
             "product and sum": lambda: (
                 f"({make(*lead, k)}[..., None] * {weight((0,), k, f)}).sum(-2)"
             ),
+            "product, sliced and summed": lambda: (
+                f"(lambda z: sum(z[..., j, :] for j in range({k})))"
+                f"({make(*lead, k)}[..., None] * {weight((0,), k, f)})"
+            ),
+            "half of the outputs": lambda: (
+                f"({make(*lead, k)} @ {weight((0,), k, 2 * f)})[..., :{f}]"
+            ),
+            "halves of the inputs": lambda: (
+                f"({make(*lead, 2 * k)}[..., :{k}] @ {weight((0,), k, f)})"
+            ),
             "gated": lambda: f"({make(*shape)} * ({make(*lead, k)} @ {weight((0,), k, f)}))",
             "residual": lambda: (
                 f"(lambda h: h + jnp.tanh(h @ {weight((0,), f, f)}))({make(*shape)})"
@@ -176,12 +190,20 @@ class Builder:
                     f"(h @ {weight((0,), k, f)}).swapaxes(1, 2)) @ (h @ {weight((0,), k, f)}))"
                     f"({make(n, t, k)})"
                 ),
+                "convolution": lambda: f"convolved({make(n, t, k)}, {weight((0, 1), 3, k, f)})",
+                "taps": lambda: (
+                    f"(lambda h, w: sum(jnp.roll(h, j, 1) * w[j] for j in range(3)))"
+                    f"({make(*shape)}, {weight((0,), 3, f)})"
+                ),
+                "running sums": lambda: f"jnp.cumsum({make(*shape)}, 1)",
+                "shifted": lambda: f"jnp.pad({make(*shape)}, ((0, 0), (1, 0), (0, 0)))[:, :-1]",
                 "turned": lambda: f"{make(n, f, t)}.swapaxes(1, 2)",
                 "of examples": lambda: f"({make(*shape)} + {make(n, f)}[:, None])",
             }
         else:
             ways |= {
                 "pooled": lambda: f"{make(n, k, f)}.mean(1)",
+                "the greatest": lambda: f"{make(n, k, f)}.max(1)",
                 "a chosen expert": lambda: (
                     f"jnp.einsum('nd,nde->ne', {make(n, k)}, "
                     f"{weight((1,), ROWS, k, f)}[{self.given((n,), ROWS)}])"

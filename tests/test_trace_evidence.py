@@ -842,6 +842,73 @@ def halves_of_gained_features_that_are_rotated():
     return fn, {"g": f32(8), "w": W}, (X,), {"g": (), "w": (0,)}
 
 
+def slices_added(x, w):
+    z = x[..., None] * w
+    return jnp.tanh(sum(z[..., j, :] for j in range(len(w))))
+
+
+@case
+def product_of_which_slices_are_added_then_cut():
+    """What the sum varies along is there for the next layer."""
+    return (
+        lambda p, x: slices_added(x, p["a"])[:, :5] @ p["b"],
+        {"a": W, "b": f32(5, 4)},
+        (X,),
+        {"a": (0,), "b": (0,)},
+    )
+
+
+@case
+def product_of_two_weights_of_which_slices_are_added():
+    return (
+        lambda p, x: slices_added(x, p["a"] * p["b"]),
+        {"a": W, "b": W},
+        (X,),
+        {"a": Untold((0,)), "b": Untold((0,))},
+    )
+
+
+@case
+def mean_of_kernels_of_which_slices_are_added():
+    return (
+        lambda p, x: slices_added(x, p["w"].mean(0)),
+        {"w": f32(3, 8, 6)},
+        (X,),
+        {"w": Untold((1,))},
+    )
+
+
+@case
+def taps_made_of_constants():
+    return (
+        lambda p, x: jnp.tanh(sum(jnp.roll(x, j, 1) * (K(3, 7) @ p["w"])[j] for j in range(3))),
+        {"w": f32(7, 8)},
+        (SEQUENCE,),
+        {"w": Untold((0,))},
+    )
+
+
+@case
+def number_made_of_parameters():
+    """The weight of the second map of differential attention."""
+    return (
+        lambda p, x: (x * (1 - jnp.exp(p["a"] @ p["b"]))) @ p["w"],
+        {"a": f32(5), "b": f32(5), "w": W},
+        (X,),
+        {"a": (), "b": (), "w": (0,)},
+    )
+
+
+@case
+def weight_between_two_constants_of_which_inputs_choose_rows():
+    return (
+        lambda p, i: (K(11, 5) @ p["w"] @ K(6, 4))[i],
+        {"w": f32(5, 6)},
+        (i32(3),),
+        {"w": Untold((0,))},
+    )
+
+
 # ---- Nonlinear functions on both sides of a product; spectra; gains with positions.
 
 

@@ -394,16 +394,22 @@ def _check_echoes(trace: "Walk", values: Sequence[Value]) -> None:
 
 
 def _check_products(trace: "Walk", values: Sequence[Value]) -> None:
-    """Refuses a weight of which products with data are added up in another order."""
-    found: dict[int, Term] = {}
+    """Refuses weights of which several parts are multiplied with data, and added up."""
+    found: dict[tuple[int, ...], Term] = {}
     for v in values:
         for t in v.terms:
             node = t.nodes[0]
-            if t.data is None or len(t.nodes) > 1 or not own_axes(node) - met(node.dims, t.data):
+            if t.data is None or t.is_rows:
                 continue
-            other = found.setdefault(node.param, t).nodes[0]
-            if other.parts == node.parts and other.dims != node.dims:
-                trace.refuse([node.param], Why.SLICES)
+            other = found.setdefault(tuple(t.params), t)
+            if len(t.nodes) > 1:
+                differ = other.nodes != t.nodes
+            else:  # slices are told apart when all are there, but not what is in another order
+                same = other.nodes[0].parts == node.parts
+                outputs = own_axes(node) - met(node.dims, t.data)
+                differ = bool(outputs) and same and other.nodes != t.nodes
+            if differ:
+                trace.refuse(t.params, Why.SLICES)
 
 
 def _with_evidence(trace: "Walk", value: Value) -> Value:

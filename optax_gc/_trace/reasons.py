@@ -29,7 +29,7 @@ class Why(StrEnum):
     SCATTERED = "its product with data is summed by a scatter"
     ONE_HOTS = "one-hots times slices of it are added up"
     CUT_ONE_HOT = "a one-hot is taken apart"
-    CUT_PRODUCT = "a product of it with constants is taken apart by a loop"
+    CUT_PRODUCT = "a product of it with constants is taken apart"
     # What its products or sums with data are used for.
     LATER = "what data shares with it is summed later than the rest of its product with data"
     TWICE = "contracted with data twice, then added to data"

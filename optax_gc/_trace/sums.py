@@ -259,8 +259,12 @@ def _sum_without_data(s: _Sum) -> Result:
         edge.append((CONSTANT, NONE))
     unsure = Why.PARTLY if partial else t.unsure
     curved = t.curved and bool(t.edges)  # that is the product, whatever its factors are
-    edges = t.edges | {frozenset(edge)}
-    return [s.rest()._replace(edges=edges, unsure=unsure, curved=curved)], []
+    rest = s.rest()._replace(edges=t.edges | {frozenset(edge)}, unsure=unsure, curved=curved)
+    varies = [*(dim for n in rest.nodes for dim in n.dims), *(rest.constants or ())]
+    if not any(map(has_axes, varies)) and not any(n.parts for n in rest.nodes):
+        trace.use(t.params, "scalar")  # a number, whatever it is multiplied with
+        return [], []
+    return [rest], []
 
 
 def _statistic(s: _Sum, n: Node, axes: AxisSet, rows: Dims | None = None, why: str = "") -> Echo:

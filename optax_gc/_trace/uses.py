@@ -173,7 +173,7 @@ def with_slices_joined(trace: "Walk", value: Value, final: bool = True) -> Value
     if not gone:
         return value
     terms = tuple(t for t in value.terms if t not in gone)
-    return value._replace(terms=terms, echoes=regrouped(echoes))
+    return value._replace(varies=value.support, terms=terms, echoes=regrouped(echoes))
 
 
 def contracted(trace: "Walk", t: Term, fan_in: AxisSet) -> Echo:

@@ -20,6 +20,7 @@ from ..digits import (
 )
 from ..jaxprs import shape_of
 from ..reasons import Why
+from ..uses import with_slices_joined
 from ..values import Echo, Kind, Node, Part, Term, Value
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def cut(trace: "Walk", value: Value, shape: Shape, starts: Sequence[Hashable]) -
       starts: where it begins along each dimension: a number, or what stands for an unknown one.
     """
     cuts = [d for d, (n, m) in enumerate(zip(value.shape, shape, strict=True)) if n != m]
+    value = with_slices_joined(trace, value, final=False)
 
     def window(dims: Dims) -> Dims:
         return tuple([_window(dim, shape[d]) if d in cuts else dim for d, dim in enumerate(dims)])
@@ -53,6 +55,9 @@ def cut(trace: "Walk", value: Value, shape: Shape, starts: Sequence[Hashable]) -
     def echo(e: Echo) -> Echo:
         ones = axes_of(e.dims[d] for d in cuts if shape[d] == 1)
         parts = set(e.parts)
+        for d in cuts:
+            if e.how == "statistic" and (axes := axes_of((e.dims[d],))):
+                parts.add(Part((starts[d], shape[d], e.dims[d]), axes))
         for d in cuts if e.whole is not None else ():
             assert e.whole is not None
             if shared := axes_of((e.whole[d],)) - axes_of((e.dims[d],)):
@@ -69,7 +74,17 @@ def cut(trace: "Walk", value: Value, shape: Shape, starts: Sequence[Hashable]) -
         return node
 
     def term(t: Term) -> Term:
-        return t.moved(window, node=part if t.data is None else part_of_product(t.data))
+        moved = t.moved(window, node=part if t.data is None else part_of_product(t.data))
+        if (
+            t.edges
+            and t.constants is not None
+            and any(
+                has_axes(t.constants[d]) and not any(has_axes(n.dims[d]) for n in t.nodes)
+                for d in cuts
+            )
+        ):
+            return moved._replace(unsure=t.unsure or Why.CUT_PRODUCT)
+        return moved
 
     result = whole_hot(value, cuts).moved(window, shape, term, echo)
     seen = value.seen
