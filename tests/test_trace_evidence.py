@@ -928,7 +928,7 @@ def state_space_kernel_with_learned_steps():
 
     def fn(p, u):
         step = jnp.exp(p["step"])[:, None]
-        c = p["c"] * (jnp.exp(p["a"] * step) - 1) / p["a"]
+        c = p["c"] * jnp.expm1(p["a"] * step)
         k = jnp.einsum("hn,hnl->hl", c, jnp.exp((p["a"] * step)[..., None] * np.arange(7)))
         return jnp.fft.irfft(jnp.fft.rfft(k, 14) * jnp.fft.rfft(u, 14), 14)[..., :7]
 

@@ -190,7 +190,7 @@ def _hot_together(t: Term, b: Value, chosen: bool) -> Dims | None:
 
 def _is_own_statistic(t: Term, data: Value, support: Dims) -> bool:
     """Whether a product with data is scaled by what was summed from that product."""
-    of_it = t.data is not None and not besides(support, t.support)
+    of_it = t.data is not None and not t.is_rows and not besides(support, t.support)
     return of_it and all(data.seen >> n.param & 1 and besides(n.dims, support) for n in t.nodes)
 
 

@@ -533,7 +533,7 @@ def _sum_echo(
         e = e._replace(whole=None)
     if not gone:
         # Summed with data over something else, a statistic is part of an activation.
-        spent = dot and e.how == "statistic" and e.data is not None
+        spent = dot and over and e.how == "statistic" and e.data is not None
         return e._replace(bent=True) if spent else e
     rest = e._replace(dims=blank(e.dims))
     if e.how == "statistic" and e.data is None and axes_of(rest.dims):
