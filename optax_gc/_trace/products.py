@@ -152,10 +152,12 @@ def _times(a: Value, b: Value, number: bool) -> list[Term]:
         return []
     if number and not constant:
         return list(a.terms)
-    return [
-        t._replace(constants=varies if t.constants is None else vary(t.constants, varies))
-        for t in a.terms
-    ]
+    return [_with_constants(t, varies) for t in a.terms]
+
+
+def _with_constants(t: Term, varies: Dims) -> Term:
+    """A term times constants."""
+    return t._replace(constants=varies if t.constants is None else vary(t.constants, varies))
 
 
 def _has_constants_beside(value: Value) -> bool:
@@ -500,17 +502,9 @@ def bent(trace: "Walk", value: Value) -> Value:
     """The value after something nonlinear was done to it."""
     value = with_slices_joined(trace, value)
     if value.kind != Kind.DATA:
-        within = value.varies  # constants that were added are no summand any more
-        terms = tuple(
-            [
-                t._replace(
-                    bent=not t.is_image,
-                    curved=True,
-                    constants=within if t.constants is None else vary(t.constants, within),
-                )
-                for t in value.terms
-            ]
-        )
+        terms = tuple([t._replace(bent=not t.is_image, curved=True) for t in value.terms])
+        if any(map(has_axes, value.varies)):  # constants that were added are a summand no more
+            terms = tuple([_with_constants(t, value.varies) for t in terms])
         return value._replace(terms=terms)
     support = value.support
     terms, echoes = [], []

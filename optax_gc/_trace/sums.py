@@ -261,7 +261,8 @@ def _sum_without_data(s: _Sum) -> Result:
     curved = t.curved and bool(t.edges)  # that is the product, whatever its factors are
     rest = s.rest()._replace(edges=t.edges | {frozenset(edge)}, unsure=unsure, curved=curved)
     varies = [*(dim for n in rest.nodes for dim in n.dims), *(rest.constants or ())]
-    if not any(map(has_axes, varies)) and not any(n.parts for n in rest.nodes):
+    vectors = all(len(trace.shapes[n.param]) == 1 for n in rest.nodes)
+    if vectors and not any(map(has_axes, varies)):
         trace.use(t.params, "scalar")  # a number, whatever it is multiplied with
         return [], []
     return [rest], []
