@@ -100,7 +100,10 @@ class Builder:
             "normalized": lambda: f"over_norm({make(shape)}, {axis})",
             "softmax": lambda: f"jax.nn.softmax({make(shape)}, {axis})",
             "masked": lambda: f"(K{shape} * {make(shape)})",
-            "mean": lambda: f"{make((k, *shape), shifted(part))}.mean(0)",
+            # Added to inputs, a mean says less than another use as a weight.
+            "mean": lambda: (
+                f"{make((k, *shape), UNCLEAR if part == ADDED else shifted(part))}.mean(0)"
+            ),
             "one of several": lambda: f"{make((k, *shape), shifted(part))}[1]",
             "a slice": lambda: f"{make((shape[0] + 2, *shape[1:]))}[1:-1]",
         }

@@ -537,7 +537,7 @@ def _sum_echo(
         spent = dot and over and e.how == "statistic" and e.data is not None
         return e._replace(bent=True) if spent else e
     rest = e._replace(dims=blank(e.dims))
-    if e.how == "statistic" and e.data is None and axes_of(rest.dims):
+    if e.how == "statistic" and e.data is None and (axes_of(rest.dims) or e.sliced):
         others = [value.varies, *(n.dims for t in value.terms for n in t.nodes)]
         others += [f.dims for f in value.echoes if f is not e]
         if any(has_axes(dims[d]) for dims in others for d in over):
