@@ -800,13 +800,14 @@ def gain_before_a_convolution_of_masked_inputs():
 # ---- A product with inputs, taken apart after it was made.
 
 
+def slices_added(x, w):
+    z = x[..., None] * w
+    return jnp.tanh(sum(z[..., j, :] for j in range(len(w))))
+
+
 @case
 def product_of_which_slices_are_added():
-    def fn(p, x):
-        z = x[:, :, None] * p["w"]
-        return jnp.tanh(sum(z[:, k] for k in range(8)))
-
-    return fn, {"w": W}, (X,), {"w": (0,)}
+    return lambda p, x: slices_added(x, p["w"]), {"w": W}, (X,), {"w": (0,)}
 
 
 @case
@@ -840,11 +841,6 @@ def halves_of_gained_features_that_are_rotated():
         return jnp.tanh(jnp.concatenate([a * c - b * s, b * c + a * s], -1) @ p["w"])
 
     return fn, {"g": f32(8), "w": W}, (X,), {"g": (), "w": (0,)}
-
-
-def slices_added(x, w):
-    z = x[..., None] * w
-    return jnp.tanh(sum(z[..., j, :] for j in range(len(w))))
 
 
 @case
@@ -936,22 +932,19 @@ def state_space_kernel_with_learned_steps():
     return fn, params, (SIGNAL,), dict.fromkeys(params, REFUSED)
 
 
+def convolved_by_spectra(p, x):
+    y = jnp.einsum("bit,iot->bot", jnp.fft.rfft(x, 16), jnp.fft.rfft(p["w"], 16))
+    return jnp.fft.irfft(y, 16)[..., :7]
+
+
 @case
 def convolution_of_channels_by_spectra():
-    def fn(p, x):
-        y = jnp.einsum("bit,iot->bot", jnp.fft.rfft(x, 16), jnp.fft.rfft(p["w"], 16))
-        return jnp.fft.irfft(y, 16)[..., :7]
-
-    return fn, {"w": f32(8, 5, 3)}, (SIGNAL,), {"w": Untold((0, 2))}
+    return convolved_by_spectra, {"w": f32(8, 5, 3)}, (SIGNAL,), {"w": Untold((0, 2))}
 
 
 @case
 def convolution_of_one_channel_by_spectra():
-    def fn(p, x):
-        y = jnp.einsum("bit,iot->bot", jnp.fft.rfft(x, 16), jnp.fft.rfft(p["w"], 16))
-        return jnp.fft.irfft(y, 16)[..., :7]
-
-    return fn, {"w": f32(1, 5, 3)}, (f32(2, 1, 7),), {"w": Untold((2,))}
+    return convolved_by_spectra, {"w": f32(1, 5, 3)}, (f32(2, 1, 7),), {"w": Untold((2,))}
 
 
 @case

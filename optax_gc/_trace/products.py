@@ -29,7 +29,7 @@ from .reasons import Why
 from .uses import (
     has_open_ends,
     oriented_by_rows,
-    refuse_pair,
+    refuse_network,
     settle_lookup,
     settle_scale,
     summed_axes,
@@ -147,7 +147,7 @@ def _times(a: Value, b: Value, number: bool) -> list[Term]:
     for e in () if b.terms else b.echoes:  # a statistic of other parameters is like a constant
         if not _is_statistic_of(e, a.terms):
             varies = vary(varies, e.dims)
-    constant = any([has_axes(dim) for dim in varies])
+    constant = bool(axes_of(varies))
     if b.terms and not (constant and _has_constants_beside(b)):
         return []
     if number and not constant:
@@ -445,7 +445,7 @@ def _with_evidence(trace: "Walk", value: Value) -> Value:
 def _is_vector(t: Term) -> bool:
     """Whether a term is a parameter that is repeated, such as a bias over the rows of a batch."""
     node = t.nodes[0]
-    plain = t.constants is None or not any(map(has_axes, t.constants))
+    plain = not axes_of(t.constants or ())
     return t.is_image and plain and bool(own_axes(node)) and repeats(node.dims)
 
 
@@ -464,8 +464,7 @@ def added(trace: "Walk", t: Term, rows: Dims, echoes: Sequence[Echo] = ()) -> li
         trace.refuse(t.params, t.unsure)
         return []
     elif len(set(t.params)) > 1:
-        for i in range(len(t.nodes)):
-            refuse_pair(trace, t, i)
+        refuse_network(trace, t)
         return []
     products = [e for e in echoes if e.how == "used"]
     left = []
@@ -503,7 +502,7 @@ def bent(trace: "Walk", value: Value) -> Value:
     value = with_slices_joined(trace, value)
     if value.kind != Kind.DATA:
         terms = tuple([t._replace(bent=not t.is_image, curved=True) for t in value.terms])
-        if any(map(has_axes, value.varies)):  # constants that were added are a summand no more
+        if axes_of(value.varies):  # constants that were added are a summand no more
             terms = tuple([_with_constants(t, value.varies) for t in terms])
         return value._replace(terms=terms)
     support = value.support

@@ -260,9 +260,8 @@ def _sum_without_data(s: _Sum) -> Result:
     unsure = Why.PARTLY if partial else t.unsure
     curved = t.curved and bool(t.edges)  # that is the product, whatever its factors are
     rest = s.rest()._replace(edges=t.edges | {frozenset(edge)}, unsure=unsure, curved=curved)
-    varies = [*(dim for n in rest.nodes for dim in n.dims), *(rest.constants or ())]
     vectors = all(len(trace.shapes[n.param]) == 1 for n in rest.nodes)
-    if vectors and not any(map(has_axes, varies)):
+    if vectors and not axes_of(rest.support):
         trace.use(t.params, "scalar")  # a number, whatever it is multiplied with
         return [], []
     return [rest], []

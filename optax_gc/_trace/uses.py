@@ -12,8 +12,8 @@ from .digits import (
     NONE,
     AxisSet,
     Dims,
+    axes_of,
     besides,
-    has_axes,
     is_whole,
     long_axes,
     met,
@@ -221,12 +221,11 @@ def settle_lookup(trace: "Walk", t: Term) -> None:
         trace.use(t.params, "lookup")
         return
     tables = [i for i, n in enumerate(t.nodes) if _chosen_axes(trace, t, i, n)]
-    begins = t.constants is not None and not any(map(has_axes, t.constants))
+    begins = t.constants is not None and not axes_of(t.constants)
     both = any(CONSTANT in dict(edge) for edge in t.edges) and (tables or not begins)
     fan_in = directed(t, dict.fromkeys(tables or [CONSTANT], NONE)) if t.edges else {}
     if both or fan_in is None or (t.edges and t.curved):
-        for i in range(len(t.nodes)):
-            refuse_pair(trace, t, i)
+        refuse_network(trace, t)
         return
     weights = {i: axes for i, axes in fan_in.items() if axes}
     for i, p in enumerate(t.params):
@@ -261,8 +260,7 @@ def settle_network(trace: "Walk", t: Term) -> None:
     if len(t.nodes) == 1 and len(t.edges) == 1:
         trace.use(t.params, "constant", summed_axes(t, 0))
         return
-    for i in range(len(t.nodes)):
-        refuse_pair(trace, t, i)
+    refuse_network(trace, t)
 
 
 def has_open_ends(t: Term) -> bool:
@@ -275,11 +273,12 @@ def has_open_ends(t: Term) -> bool:
     return all(sum(goes_on(i) for i, _ in edge) > 1 for edge in t.edges)
 
 
-def refuse_pair(trace: "Walk", t: Term, i: int) -> None:
-    """Notes that a node is contracted with others, of which any may be the weight."""
-    near = [(j, axes) for edge in t.edges if i in dict(edge) for j, axes in edge]
-    partners = frozenset((t.nodes[j].param, axes) for j, axes in near if j not in (i, CONSTANT))
-    trace.refuse([t.nodes[i].param], Why.EITHER, summed_axes(t, i), partners)
+def refuse_network(trace: "Walk", t: Term) -> None:
+    """Notes of each node that it is contracted with others, of which any may be the weight."""
+    for i, node in enumerate(t.nodes):
+        near = [(j, axes) for edge in t.edges if i in dict(edge) for j, axes in edge]
+        partners = frozenset((t.nodes[j].param, axes) for j, axes in near if j not in (i, CONSTANT))
+        trace.refuse([node.param], Why.EITHER, summed_axes(t, i), partners)
 
 
 def as_activation(trace: "Walk", value: Value) -> Value:

@@ -32,6 +32,12 @@ class Part(NamedTuple):
     dim: Dim = ()  # the digits that a loop has cut away
     place: int | None = None  # the position, where that is known
 
+    @property
+    def path(self) -> tuple[int, ...] | None:
+        """Of a slice at an unknown place, the equation that took it."""
+        start = self.key[0]
+        return start[1] if isinstance(start, tuple) and start[0] == "slice" else None
+
 
 class Node(NamedTuple):
     """One occurrence of a parameter in a term."""

@@ -154,7 +154,7 @@ def _summed_by_loop(
     echoes = [e for e in value.echoes if e not in sliced]
 
     for e in value.echoes:
-        if any(part.key == key or _within(part.key, key) for part in e.parts):
+        if any(part.key == key or _within(part, key) for part in e.parts):
             carried = key in e.loops
             unseen = [p for p in e.params if not (carried and (e.seen & ~seen) >> p & 1)]
             trace.refuse(unseen, Why.SLICES)
@@ -163,7 +163,7 @@ def _summed_by_loop(
             part
             for n in t.nodes
             for part in n.parts - before
-            if part.key == key or _within(part.key, key)
+            if part.key == key or _within(part, key)
         }
         if not new:
             terms.append(t)
@@ -200,11 +200,9 @@ def _of_constants(t: Term) -> bool:
     return constants and not any(has_axes(n.dims[0]) for n in t.nodes)
 
 
-def _within(key: Any, loop: Any) -> bool:
+def _within(part: Part, loop: Any) -> bool:
     """Whether a slice at an unknown place was taken inside a loop."""
-    start = key[0] if isinstance(key, tuple) else None
-    path = start[1] if isinstance(start, tuple) and start[0] == "slice" else None
-    return path is not None and path[: len(loop[1])] == loop[1]
+    return part.path is not None and part.path[: len(loop[1])] == loop[1]
 
 
 def _stacked(y: Value, shape: Shape, key: Hashable, length: int) -> Value:

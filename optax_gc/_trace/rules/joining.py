@@ -1,6 +1,7 @@
 """Rules for operations that put values together: concatenation, padding, updates."""
 
 import math
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from ..digits import NONE, VARYING, Dims, Shape, axes_of, is_whole, lost, with_dim
@@ -62,17 +63,26 @@ def join_along(trace: "Walk", values: tuple[Value, ...], d: int, shape: Shape) -
     def differs(dims: Dims) -> Dims:  # one value from the next
         return with_dim(dims, d, lost(shape[d], VARYING))
 
+    node_parts: dict[int, set[Any]] = defaultdict(set)
+    echo_parts: dict[int, set[Any]] = defaultdict(set)
+    for n in nodes:
+        node_parts[n.param].add(n.parts)
+    for v in values:
+        for e in v.echoes:
+            for p in e.params:
+                echo_parts[p].add(e.parts)
+
     def same(node: Node) -> Node:
         return node._replace(dims=widen(node.dims))
 
     def term(t: Term) -> Term:
         # Pieces of one product, put together in another order, are still that of one slice.
-        mine = {m.parts for m in nodes for n in t.nodes if n.param == m.param}
+        mine = set().union(*(node_parts[p] for p in t.params))
         moved = t.moved(widen, node=same if t.data is not None and len(mine) == 1 else place)
         return moved._replace(data=moved.data and differs(moved.data))
 
     def echo(e: Echo) -> Echo:
-        mine = {f.parts for v in values for f in v.echoes if f.params & e.params}
+        mine = set().union(*(echo_parts[p] for p in e.params))
         moved = e.moved(widen)
         if len(mine) == 1:
             return moved

@@ -56,11 +56,10 @@ def cut(trace: "Walk", value: Value, shape: Shape, starts: Sequence[Hashable]) -
         ones = axes_of(e.dims[d] for d in cuts if shape[d] == 1)
         parts = set(e.parts)
         for d in cuts:
-            if e.how == "statistic" and (axes := axes_of((e.dims[d],))):
+            axes = axes_of((e.dims[d],))
+            if e.how == "statistic" and axes:
                 parts.add(Part((starts[d], shape[d], e.dims[d]), axes))
-        for d in cuts if e.whole is not None else ():
-            assert e.whole is not None
-            if shared := axes_of((e.whole[d],)) - axes_of((e.dims[d],)):
+            if e.whole is not None and (shared := axes_of((e.whole[d],)) - axes):
                 parts.add(Part((starts[d], shape[d], e.whole[d]), shared))
         return e._replace(cut=e.cut | ones, parts=frozenset(parts)).moved(window)
 
@@ -161,12 +160,9 @@ def _picked(value: Value, indices: Dims, path: Hashable = None) -> Value:
     if value.kind == Kind.DATA:
         return value._replace(varies=vary(value.varies, indices))
 
-    def told(part: Part) -> bool:
-        start = part.key[0]
-        return not (isinstance(start, tuple) and start[:2] == ("slice", path))
-
     def node(n: Node) -> Node:
-        return n._replace(parts=frozenset(filter(told, n.parts)))
+        told = frozenset(part for part in n.parts if path is None or part.path != path)
+        return n._replace(parts=told)
 
     terms = tuple(
         t._replace(
