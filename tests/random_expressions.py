@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 from trace_support import f32, i32
 
 
@@ -31,13 +32,69 @@ def convolved(h, w):
     return lax.conv_general_dilated(h, w, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
 
 
+def depthwise(h, w):
+    return lax.conv_general_dilated(
+        h, w[:, None], (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"),
+        feature_group_count=h.shape[-1],
+    )  # fmt: skip
+
+
+def upsampled(h, w):
+    return lax.conv_transpose(h, w, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
+
+
+def recurrent(h, start, w, again):
+    def step(c, x):
+        c = jnp.tanh(x @ w + c @ again)
+        return c, c
+
+    start = jnp.broadcast_to(start, (h.shape[0], w.shape[1]))
+    return lax.scan(step, start, h.swapaxes(0, 1))[1].swapaxes(0, 1)
+
+
+def decaying(h, rate):
+    rate = jnp.broadcast_to(jax.nn.sigmoid(rate), h.shape)
+
+    def combine(a, b):
+        return a[0] * b[0], b[0] * a[1] + b[1]
+
+    return lax.associative_scan(combine, (rate, h), axis=1)[1]
+
+
+def blocked(h, w):
+    k, f = w.shape
+    h = jnp.moveaxis(h.reshape(*h.shape[:-1], 2, k // 2), -2, 0)
+    start = jnp.zeros((*h.shape[1:-1], f))
+    return lax.scan(lambda c, of: (c + of[0] @ of[1], None), start, (h, w.reshape(2, k // 2, f)))[0]
+
+
+def sharded(h, w):
+    mesh = Mesh(jax.devices()[:2], ("m",))
+    specs = PartitionSpec(*[None] * (h.ndim - 1), "m"), PartitionSpec("m")
+    product = lambda h, w: lax.psum(h @ w, "m")  # noqa: E731
+    return jax.shard_map(product, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())(h, w)
+
+
+def by_vmap(h, w):
+    return jax.vmap(lambda h, w: jnp.tanh(h @ w), (None, 0))(h, w)
+
+
+@jax.jit
+def dense(h, w):
+    return h @ w
+
+
 NAMES = {"jax": jax, "jnp": jnp, "lax": lax, "np": np, "K": constant}
 NAMES |= {"normalized": normalized, "over_norm": over_norm, "convolved": convolved}
+NAMES |= {
+    f.__name__: f for f in (depthwise, upsampled, recurrent, decaying, blocked, sharded, by_vmap)
+}
+NAMES |= {"dense": dense}
 BATCH, ROWS = 3, 9
 ADDED = ()  # the part of a bias, a scale or a position
 TABLE = "table"  # of which inputs choose rows
 UNCLEAR = "unclear"
-NONLINEAR = {"tanh", "normalized", "softmax", "product"}
+NONLINEAR = {"tanh", "normalized", "softmax", "product", "centred", "over its length", "mapped"}
 
 
 class Program(NamedTuple):
@@ -106,7 +163,29 @@ class Builder:
             ),
             "one of several": lambda: f"{make((k, *shape), shifted(part))}[1]",
             "a slice": lambda: f"{make((shape[0] + 2, *shape[1:]))}[1:-1]",
+            "centred": lambda: f"(lambda w: w - w.mean({axis}, keepdims=True))({make(shape)})",
+            "over its length": lambda: f"(lambda w: w / (1 + jnp.linalg.norm(w)))({make(shape)})",
+            "rounded": lambda: (
+                f"(lambda w: w + lax.stop_gradient(jnp.round(w) - w))({make(shape)})"
+            ),
+            "mixed": lambda: (
+                f"(lambda t: t * {make(shape)} + (1 - t) * {make(shape)})"
+                f"(jax.nn.sigmoid({self.leaf((), ADDED)}))"
+            ),
+            "kept where": lambda: f"jnp.where(K{shape} > 0, {make(shape)}, {make(shape)})",
+            "mapped": lambda: f"lax.map(jnp.tanh, {make(shape)})",
+            "turned over": lambda: f"jnp.flip({make(shape)}, {axis})",
+            "rolled": lambda: f"jnp.roll({make(shape)}, 1, {axis})",
+            "padded": lambda: (
+                f"jnp.pad({make((shape[0] - 1, *shape[1:]))}, ((1, 0), *[(0, 0)] * {last}))"
+                if shape[0] > 2
+                else make(shape)
+            ),
         }
+        if len(shape) > 1 and weight and part == (last - 1,):
+            ways |= {
+                "scaled inputs": lambda: f"({make(shape)} * {make(shape[-2:-1], ADDED)}[:, None])",
+            }
         if len(shape) > 1:
             left, right = (*shape[:-1], k), (*shape[:-2], k, shape[-1])
             swapped = (*shape[:-2], shape[-1], shape[-2])
@@ -174,6 +253,77 @@ class Builder:
             "product": lambda: f"({make(*shape)} * {make(*shape)})",
             "bias": lambda: f"({make(*shape)} + {weight(ADDED, f)})",
             "scale": lambda: f"({make(*shape)} * {weight(ADDED, f)})",
+            "gain and bias": lambda: (
+                f"(normalized({make(*shape)}) * {weight(ADDED, f)} + {weight(ADDED, f)})"
+            ),
+            "layers by index": lambda: (
+                f"(lambda h, w: lax.fori_loop(0, 2, lambda i, h: jnp.tanh(h @ w[i]), h))"
+                f"({make(*lead, f)}, {weight((1,), 2, f, f)})"
+            ),
+            "layers one by one": lambda: (
+                f"(lambda h, w: jnp.tanh(jnp.tanh(h @ w[0]) @ w[1]))"
+                f"({make(*lead, f)}, {weight((1,), 2, f, f)})"
+            ),
+            "a weight twice": lambda: (
+                f"(lambda h, w: jnp.tanh(jnp.tanh(h @ w) @ w))"
+                f"({make(*lead, f)}, {weight((0,), f, f)})"
+            ),
+            "blocks of the inputs": lambda: (
+                f"jnp.einsum('...gk,gkf->...gf', {make(*lead, 2 * k)}.reshape(*{lead}, 2, {k}), "
+                f"{weight((1,), 2, k, f)}).sum(-2)"
+            ),
+            "heads": lambda: (
+                f"jnp.einsum('...k,khf->...hf', {make(*lead, k)}, {weight((0,), k, 2, f)})"
+                + self.draw([".max(-2)", "[..., 1, :]", f".reshape(*{lead}, {2 * f})[..., {f}:]"])
+            ),
+            "heads joined": lambda: (
+                f"jnp.einsum('...hd,hdf->...f', {make(*lead, 2 * k)}.reshape(*{lead}, 2, {k}), "
+                f"{weight((0, 1), 2, k, f)})"
+            ),
+            "groups": lambda: (
+                f"jnp.einsum('...gk,gkf->...gf', {make(*lead, 2 * k)}.reshape(*{lead}, 2, {k}), "
+                f"{weight((1,), 2, k, f)}).max(-2)"
+            ),
+            "memory": lambda: (
+                f"(jax.nn.softmax({make(*lead, k)} @ {weight((1,), 3, k)}.T) @ "
+                f"{weight((0,), 3, f)})"
+            ),
+            "blocked": lambda: f"blocked({make(*lead, 2 * k)}, {weight((0,), 2 * k, f)})",
+            "sharded": lambda: f"sharded({make(*lead, 2 * k)}, {weight((0,), 2 * k, f)})",
+            "by vmap": lambda: (
+                f"by_vmap({make(*lead, k)}, {weight((1,), 3, k, f)})"
+                + self.draw([".sum(0)", ".max(0)", "[1]"])
+            ),
+            "jitted": lambda: f"dense({make(*lead, k)}, {weight((0,), k, f)})",
+            "remat": lambda: f"jax.checkpoint(dense)({make(*lead, k)}, {weight((0,), k, f)})",
+            "branches": lambda: (
+                f"lax.cond({self.given((n,))}.mean() > 0, lambda h, w, v: h @ w, lambda h, w, v: h @ v, "
+                f"{make(*lead, k)}, {weight((0,), k, f)}, {weight((0,), k, f)})"
+            ),
+            "modulated": lambda: (
+                f"({make(*shape)} * (1 + {make(n, k)} @ {weight((0,), k, f)})"
+                + ("[:, None])" if len(lead) > 1 else ")")
+            ),
+            "generated": lambda: (
+                f"jnp.einsum('n...k,nkf->n...f', {make(*lead, k)}, "
+                f"({make(n, 3)} @ {weight((0,), 3, k * f)}).reshape({n}, {k}, {f}))"
+            ),
+            "side by side": lambda: (
+                f"jnp.concatenate([{make(*lead, f)}, {make(*lead, k)} @ {weight((0,), k, 3)}], -1)"
+                f"[..., 3:]"
+            ),
+            "permuted": lambda: f"{make(*shape)}[..., np.arange({f})[::-1]]",
+            "the largest": lambda: f"lax.top_k({make(*lead, f + 2)}, {f})[0]",
+            "spectrum": lambda: f"jnp.fft.fft({make(*shape)}).real",
+            "relu": lambda: (
+                f"jax.nn.{self.draw(['relu', 'gelu', 'silu', 'glu'])}({make(*shape)})".replace(
+                    "glu(", "relu("
+                )
+            ),
+            "two of a product": lambda: (
+                f"(lambda a, b: a * jax.nn.silu(b))(*jnp.split({make(*lead, k)} @ "
+                f"{weight((0,), k, 2 * f)}, 2, -1))"
+            ),
             "lookup": lambda: f"{weight(TABLE, ROWS, f)}[{rows}]",
             "one-hots": lambda: f"(jax.nn.one_hot({rows}, {ROWS}) @ {weight(TABLE, ROWS, f)})",
         }
@@ -198,6 +348,37 @@ class Builder:
                     f"(lambda h, w: sum(jnp.roll(h, j, 1) * w[j] for j in range(3)))"
                     f"({make(*shape)}, {weight((0,), 3, f)})"
                 ),
+                "depthwise": lambda: f"depthwise({make(*shape)}, {weight((0,), 3, f)})",
+                "upsampled": lambda: f"upsampled({make(n, t, k)}, {weight((0, 1), 3, k, f)})",
+                "recurrent": lambda: (
+                    f"recurrent({make(n, t, k)}, {weight(ADDED, f)}, {weight((0,), k, f)}, "
+                    f"{weight((0,), f, f)})"
+                ),
+                "decaying": lambda: f"decaying({make(*shape)}, {weight(ADDED, f)})",
+                "multi-head": lambda: (
+                    f"(lambda h: jnp.einsum('nhts,nshd->nthd', jax.nn.softmax(jnp.einsum("
+                    f"'nthd,nshd->nhts', jnp.einsum('ntk,khd->nthd', h, {weight((0,), k, 2, 3)}), "
+                    f"jnp.einsum('ntk,khd->nthd', h, {weight((0,), k, 2, 3)}))), "
+                    f"jnp.einsum('ntk,khd->nthd', h, {weight((0,), k, 2, f)})))"
+                    f"({make(n, t, k)}).max(2)"
+                ),
+                "linear attention": lambda: (
+                    f"(lambda h: jnp.einsum('ntd,nsd,nsf->ntf', jax.nn.elu(h @ "
+                    f"{weight((0,), k, 3)}), jax.nn.elu(h @ {weight((0,), k, 3)}), "
+                    f"h @ {weight((0,), k, f)}))({make(n, t, k)})"
+                ),
+                "chosen tokens": lambda: (
+                    f"jnp.take_along_axis({make(*shape)}, ({self.given(lead, t)})[..., None], 1)"
+                ),
+                "pairs": lambda: (
+                    f"(lambda h: jnp.tanh(h[:, :, None] - h[:, None])"
+                    f".sum(2))({make(*shape)} @ {weight((0,), f, f)})"
+                ),
+                "scales of positions": lambda: f"({make(*shape)} * {weight(ADDED, t)}[:, None])",
+                "maximum of neighbours": lambda: (
+                    f"lax.reduce_window({make(*shape)}, -jnp.inf, lax.max, (1, 2, 1), "
+                    f"(1, 1, 1), 'SAME')"
+                ),
                 "running sums": lambda: f"jnp.cumsum({make(*shape)}, 1)",
                 "shifted": lambda: f"jnp.pad({make(*shape)}, ((0, 0), (1, 0), (0, 0)))[:, :-1]",
                 "turned": lambda: f"{make(n, f, t)}.swapaxes(1, 2)",
@@ -206,6 +387,12 @@ class Builder:
         else:
             ways |= {
                 "pooled": lambda: f"{make(n, k, f)}.mean(1)",
+                "of segments": lambda: (
+                    f"jax.ops.segment_sum({make(k, f)}, {self.given((k,), n)}, {n})"
+                ),
+                "flattened": lambda: (
+                    f"({make(n, 2, k)}.reshape({n}, -1) @ {weight((0,), 2 * k, f)})"
+                ),
                 "the greatest": lambda: f"{make(n, k, f)}.max(1)",
                 "a chosen expert": lambda: (
                     f"jnp.einsum('nd,nde->ne', {make(n, k)}, "

@@ -245,7 +245,7 @@ def _product(s: Term, t: Term) -> Term:
         both(s.rows, t.rows),
         both(s.last, t.last),
         s.bent or t.bent,
-        s.curved or t.curved or len(nodes) < len(s.nodes) + len(t.nodes),
+        _is_curved(s) or _is_curved(t) or len(nodes) < len(s.nodes) + len(t.nodes),
         both(s.picked, t.picked),
         loops=s.loops | t.loops,
         seen=s.seen | t.seen,
@@ -254,6 +254,11 @@ def _product(s: Term, t: Term) -> Term:
         unsure=s.unsure or t.unsure,
         learned=s.learned | t.learned,
     )
+
+
+def _is_curved(factor: Term) -> bool:
+    """Whether a factor shows that something nonlinear was done, which a number does not."""
+    return factor.curved and bool(axes_of(factor.support))
 
 
 def absorbs(t: Term, statistic: Term) -> bool:

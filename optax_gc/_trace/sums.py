@@ -180,6 +180,7 @@ class _Sum:
         self, trace: "Walk", value: Value, t: Term, over: Sequence[int], dot: bool
     ) -> None:
         self.trace, self.value, self.t, self.over, self.dot = trace, value, t, over, dot
+        self.stay = [d for d in range(len(value.shape)) if d not in over]
         self.blank = _blank(over)
         self.gone = [axes_of(self.at(n.dims)) for n in t.nodes]
 
@@ -379,12 +380,17 @@ def _has_fan_in_of_one(s: _Sum) -> bool:
 
 
 def _with_outputs(s: _Sum, roots: dict[int, AxisSet], fan_in: dict[int, AxisSet]) -> list[int]:
-    """The nodes with a fan-in that have outputs: free axes, or sums away from the data."""
-    return [
-        i
-        for i, axes in fan_in.items()
-        if i != CONSTANT and (s.alone[i] or summed_axes(s.t, i) - (NONE if i in roots else axes))
-    ]
+    """The nodes with a fan-in that have outputs: free axes, or sums away from the data.
+
+    Beyond the first node, axes that the data varies along too are copies of a weight.
+    """
+
+    def has_outputs(i: int, axes: AxisSet) -> bool:
+        if i in roots:
+            return bool(s.alone[i] or summed_axes(s.t, i))
+        return bool(s.alone[i] or s.shared(i) or summed_axes(s.t, i) - axes)
+
+    return [i for i, axes in fan_in.items() if i != CONSTANT and has_outputs(i, axes)]
 
 
 def _why_unclear(s: _Sum, roots: Sequence[int], data: Dims) -> str:
@@ -408,10 +414,9 @@ def _why_unclear(s: _Sum, roots: Sequence[int], data: Dims) -> str:
             axes_of((dim,)) and besides((d,), (dim,)) for dim, d in zip(dims, data, strict=True)
         ):
             return Why.DIAGONAL
-        others = [t.constants, *(n.dims for j, n in enumerate(t.nodes) if j != i)]
-        for other in others:
-            if other is not None and besides(s.at(other), dims) and besides(data, dims):
-                return Why.DIAGONAL
+        others = [s.at(n.dims) for j, n in enumerate(t.nodes) if j != i]
+        if besides(data, dims) and any(besides(other, dims) for other in others):
+            return Why.DIAGONAL
     if t.unsure or t.blurred:
         return t.unsure or t.blurred
     if t.edges and not t.merged:
@@ -442,7 +447,7 @@ def _without_outputs(s: _Sum, fan_in: dict[int, AxisSet]) -> Result:
         elif _is_scale(s, fan_in):
             trace.use(t.params, "elementwise")
             return [], []
-        elif t.constants is not None and any(has_axes(d) for d in s.blank(t.constants)):
+        elif t.constants is not None and all(_in(t.constants, d) for d in (s.over, s.stay)):
             pass  # constants tell which of its elements is an output, as on a diagonal
         elif not s.dot and any(_in(e.dims, s.over) for e in s.value.echoes if _is_bias(e)):
             pass  # a bias that is summed too says that it is a scale

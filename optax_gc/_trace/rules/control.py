@@ -195,9 +195,14 @@ def _of_others(parts: frozenset[Part], key: Any) -> frozenset[Part]:
 
 
 def _of_constants(t: Term) -> bool:
-    """Whether a loop takes constants apart that the term was multiplied by, and not the term."""
-    constants = t.constants is not None and has_axes(t.constants[0])
-    return constants and not any(has_axes(n.dims[0]) for n in t.nodes)
+    """Whether a loop takes constants apart that the term was multiplied by, and not the term.
+
+    What is left of them may be one number for each step, or what selects elements of the term.
+    """
+    if t.constants is None or not has_axes(t.constants[0]):
+        return False
+    selects = bool(t.edges) or any(map(has_axes, t.constants[1:]))
+    return selects and not any(has_axes(n.dims[0]) for n in t.nodes)
 
 
 def _within(part: Part, loop: Any) -> bool:

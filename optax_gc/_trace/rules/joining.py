@@ -2,9 +2,22 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from ..digits import NONE, VARYING, Dims, Shape, axes_of, is_whole, lost, with_dim
+from ..digits import (
+    NONE,
+    VARYING,
+    Dims,
+    Shape,
+    axes_of,
+    besides,
+    foreign,
+    is_whole,
+    lost,
+    vary,
+    with_dim,
+)
 from ..jaxprs import shape_of
 from ..products import add, aligned, multiply
 from ..reasons import Why
@@ -29,6 +42,27 @@ def stack(trace: "Walk", eqn: Any, *values: Value) -> Value:
 
     thin = (*shape[:d], 1, *shape[d + 1 :])
     return join_along(trace, tuple(v.moved(expand, thin) for v in values), d, shape)
+
+
+def in_part(value: Value, along: Iterable[int]) -> Value:
+    """A value put into some part of a larger one: from there to elsewhere it varies."""
+    along = frozenset(along)
+    mask = tuple(
+        lost(size, VARYING) if d in along else foreign((size,))[0]
+        for d, size in enumerate(value.shape)
+    )
+
+    def term(t: Term) -> Term:
+        if t.data is not None:
+            return t._replace(data=vary(t.data, mask))
+        if not besides(mask, t.support):
+            return t
+        return t._replace(constants=mask if t.constants is None else vary(t.constants, mask))
+
+    varies = value.varies
+    if value.kind == Kind.DATA or not value.terms:
+        varies = vary(varies, mask)
+    return value._replace(varies=varies, terms=tuple(map(term, value.terms)))
 
 
 def join_along(trace: "Walk", values: tuple[Value, ...], d: int, shape: Shape) -> Value:
@@ -60,9 +94,6 @@ def join_along(trace: "Walk", values: tuple[Value, ...], d: int, shape: Shape) -
     def widen(dims: Dims) -> Dims:
         return with_dim(dims, d, lost(shape[d], axes_of((dims[d],))))
 
-    def differs(dims: Dims) -> Dims:  # one value from the next
-        return with_dim(dims, d, lost(shape[d], VARYING))
-
     node_parts: dict[int, set[Any]] = defaultdict(set)
     echo_parts: dict[int, set[Any]] = defaultdict(set)
     for n in nodes:
@@ -78,8 +109,7 @@ def join_along(trace: "Walk", values: tuple[Value, ...], d: int, shape: Shape) -
     def term(t: Term) -> Term:
         # Pieces of one product, put together in another order, are still that of one slice.
         mine = set().union(*(node_parts[p] for p in t.params))
-        moved = t.moved(widen, node=same if t.data is not None and len(mine) == 1 else place)
-        return moved._replace(data=moved.data and differs(moved.data))
+        return t.moved(widen, node=same if t.data is not None and len(mine) == 1 else place)
 
     def echo(e: Echo) -> Echo:
         mine = set().union(*(echo_parts[p] for p in e.params))
@@ -91,13 +121,8 @@ def join_along(trace: "Walk", values: tuple[Value, ...], d: int, shape: Shape) -
             moved = moved._replace(whole=with_dim(moved.whole, d, lost(shape[d], along)))
         return moved._replace(parts=frozenset())
 
-    def embed(v: Value) -> Value:
-        moved = v.plain().moved(widen, shape, term, echo)
-        return (
-            moved if v.terms and v.kind != Kind.DATA else moved._replace(varies=differs(v.varies))
-        )
-
-    return add(trace, [embed(v) for v in values], shape)
+    moved = [v.plain().moved(widen, shape, term, echo) for v in values]
+    return add(trace, [in_part(v, [d]) for v in moved], shape)
 
 
 def pad(trace: "Walk", eqn: Any, value: Value, filler: Value) -> Value:
@@ -124,7 +149,7 @@ def pad(trace: "Walk", eqn: Any, value: Value, filler: Value) -> Value:
         return n._replace(dims=widen(n.dims, n.param))
 
     before = whole_hot(value, cuts) if zero else value.plain()
-    moved = before.moved(widen, shape, lambda t: t.moved(widen, node=node))
+    moved = in_part(before.moved(widen, shape, lambda t: t.moved(widen, node=node)), cuts)
     padded = add(trace, (moved, aligned(filler, shape)), shape)
     return padded._replace(one_hot=moved.one_hot)
 
@@ -141,7 +166,9 @@ def dynamic_update_slice(
         sizes = zip(dims, update.shape, shape, strict=True)
         return tuple(dim if old == new else lost(new, axes_of((dim,))) for dim, old, new in sizes)
 
-    return add(trace, (value, update.plain().moved(place, shape)), shape)
+    along = [d for d, (m, n) in enumerate(zip(update.shape, shape, strict=True)) if m != n]
+    written = in_part(update.plain().moved(place, shape), along)
+    return add(trace, (value, written), shape)
 
 
 def scatter(trace: "Walk", eqn: Any, value: Value, indices: Value, updates: Value) -> Value:
@@ -170,7 +197,8 @@ def scatter(trace: "Walk", eqn: Any, value: Value, indices: Value, updates: Valu
             scattered = axes_of(n.dims) - axes_of(n.dims[i] for i in kept.values())
             if scattered and t.data is not None:
                 trace.refuse([n.param], Why.SCATTERED)
-    spread = updates.plain().moved(place, shape)
+    along = [d for d, n in enumerate(shape) if d not in kept or updates.shape[kept[d]] != n]
+    spread = in_part(updates.plain().moved(place, shape), along)
     if indices.kind == Kind.DATA and value.kind == updates.kind == Kind.CONSTANT:
         return constant(shape, Kind.DATA)
     if eqn.primitive.name == "scatter-mul":

@@ -9,13 +9,13 @@ from ..digits import (
     Factor,
     Shape,
     axes_of,
+    besides,
     chosen,
     foreign,
     has_axes,
     is_whole,
     lost,
     vary,
-    without,
     without_dim,
 )
 from ..jaxprs import shape_of
@@ -63,17 +63,19 @@ def cut(trace: "Walk", value: Value, shape: Shape, starts: Sequence[Hashable]) -
                 parts.add(Part((starts[d], shape[d], e.whole[d]), shared))
         return e._replace(cut=e.cut | ones, parts=frozenset(parts)).moved(window)
 
-    def part_of_product(data: Dims) -> Callable[[Node], Node]:
+    def part_of_product(t: Term, data: Dims) -> Callable[[Node], Node]:
+        factors = [n.dims for n in t.nodes] + ([] if t.constants is None else [t.constants])
+        outputs = any(besides(window(dims), window(data)) for dims in factors)
+
         def node(n: Node) -> Node:
             of_node = [d for d in cuts if axes_of((n.dims[d],))]
             index = all(shape[d] == 1 and _is_axis(trace, n, d) for d in of_node)
-            outputs = axes_of(without(window(n.dims), window(data)))
             return part(n) if index or outputs else n._replace(dims=window(n.dims))
 
         return node
 
     def term(t: Term) -> Term:
-        moved = t.moved(window, node=part if t.data is None else part_of_product(t.data))
+        moved = t.moved(window, node=part if t.data is None else part_of_product(t, t.data))
         if (
             t.edges
             and t.constants is not None
