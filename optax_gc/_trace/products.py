@@ -9,7 +9,7 @@ that the inputs do not vary along, so that it may still turn out to be summed wi
 import functools
 import itertools
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .digits import (
@@ -211,7 +211,9 @@ def _gated(a: Value, b: Value) -> Sequence[Echo]:
     support, raw = b.support, not b.seen
     for e in a.echoes:
         e = e._replace(data=support if e.data is None else vary(e.data, support), raw=raw)
-        itself = frozenset(p for p in e.params if b.seen >> p & 1)
+        # In a loop, what is carried is another activation than what is computed anew.
+        same = e.how != "added" or b.loops <= e.loops
+        itself = frozenset(p for p in e.params if b.seen >> p & 1) if same else frozenset()
         if itself:
             found.append(e._replace(params=itself))
         if rest := e.params - itself:
@@ -316,14 +318,14 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape, is_sum: bool = Fal
         if joins and v.terms:
             of_data = [e for other in values if other is not v for e in other.echoes]
             for t in v.terms:
-                echoes += added(trace, t, rows, of_data)
+                echoes += added(trace, t, rows, of_data, loops)
         else:
             for t in v.terms:
                 if t.is_rows and len(values) > 1:
                     assert t.picked is not None
                     if t.hot is not None and any(n.parts for n in t.nodes):
                         trace.refuse(t.params, Why.ONE_HOTS)
-                    echoes += added(trace, t, vary(rows, t.picked))
+                    echoes += added(trace, t, vary(rows, t.picked), loops=loops)
                 else:
                     terms.append(t)
     terms = _unrolled(values, terms)
@@ -454,7 +456,13 @@ def _is_vector(t: Term) -> bool:
     return t.is_image and plain and bool(own_axes(node)) and repeats(node.dims)
 
 
-def added(trace: "Walk", t: Term, rows: Dims, echoes: Sequence[Echo] = ()) -> list[Echo]:
+def added(
+    trace: "Walk",
+    t: Term,
+    rows: Dims,
+    echoes: Sequence[Echo] = (),
+    loops: frozenset[Hashable] = frozenset(),
+) -> list[Echo]:
     """The echoes of a term of parameters that is added to data.
 
     Args:
@@ -462,6 +470,7 @@ def added(trace: "Walk", t: Term, rows: Dims, echoes: Sequence[Echo] = ()) -> li
       t: the term.
       rows: along which dimensions the data varies.
       echoes: what is left of other parameters in that data.
+      loops: that carry the sum.
     """
     if t.picked is not None:
         settle_lookup(trace, t)
@@ -473,7 +482,7 @@ def added(trace: "Walk", t: Term, rows: Dims, echoes: Sequence[Echo] = ()) -> li
         return []
     products = [e for e in echoes if e.how == "used"]
     left = []
-    for p, dims, _ in t.nodes:
+    for p, dims, *_ in t.nodes:
         repeated = besides(rows, dims)
         for e in echoes:
             if e.oriented and not e.bent and not met(dims, e.dims) and axes_of(dims):
@@ -484,9 +493,8 @@ def added(trace: "Walk", t: Term, rows: Dims, echoes: Sequence[Echo] = ()) -> li
             scalar = not repeated and not any(p in e.params for e in products)
             trace.use([p], "scalar" if scalar else "elementwise")
         itself = frozenset({p})
-        left.append(
-            Echo(itself, "added", dims, rows, repeated=repeated, layer=layer, learned=learned)
-        )
+        told = {"repeated": repeated, "layer": layer, "learned": learned, "loops": loops}
+        left.append(Echo(itself, "added", dims, rows, **told))
     return left
 
 
@@ -522,7 +530,8 @@ def bent(trace: "Walk", value: Value) -> Value:
             ]
             continue
         if alone:
-            terms.append(t._replace(bent=True))
+            nodes = tuple([n._replace(bent=True) for n in t.nodes])
+            terms.append(t._replace(nodes=nodes, bent=True))
             continue
         settle_scale(trace, t)
         for n in t.nodes:

@@ -204,6 +204,17 @@ class _Sum:
         pairs = rows & frozenset(a for dim in cut for f in dim if f.stride == 0 for a in f.axes)
         return axes_of(without(dims, data)) - (rows & met(dims, data)) - pairs
 
+    def free(self, i: int) -> Dims:
+        """Along which dimensions that stay a node varies, or one that edges lead to from it."""
+        found, frontier = {i}, [i]
+        while frontier:
+            i = frontier.pop()
+            near = {j for edge in self.t.edges if i in dict(edge) for j, _ in edge}
+            frontier += near - found - {CONSTANT}
+            found |= near - {CONSTANT}
+        dims = [self.blank(self.t.nodes[j].dims) for j in found]
+        return functools.reduce(vary, dims)
+
     def shared(self, i: int) -> AxisSet:
         """The axes of a node that stay and that data varies along too."""
         assert self.t.data is not None
@@ -221,7 +232,8 @@ class _Sum:
         self.trace.refuse(self.t.learned, why)
         for i, node in enumerate(self.t.nodes):
             if i in nodes or self.t.edges:
-                self.trace.refuse([node.param], why, fan_in.get(i, NONE))
+                axes = NONE if self.t.picked is not None else fan_in.get(i, NONE)  # or a lookup
+                self.trace.refuse([node.param], why, axes)
             else:
                 self.trace.use([node.param], "elementwise")
 
@@ -340,11 +352,13 @@ def _sum_with_data(s: _Sum) -> Result:
     if t.hot is not None and not besides(data, s.at(t.hot)):
         rest = s.rest()
         return [rest._replace(picked=rest.data, last=None)], []
-    if t.is_rows and len(t.nodes) == 1:  # rows of a table, added up
+    if len(t.nodes) == 1 and _adds_up_rows(s):
         settle_lookup(s.trace, t)
         return [], []
     if t.bent and len(t.nodes) == 1 and not t.edges:
         return _sum_bent(s)
+    if any([n.bent for n in t.nodes]) and not t.edges:
+        return _sum_with_bent(s)
     fan_in = directed(t, roots)
     weights = _with_outputs(s, roots, fan_in or {})
     refusal = _why_unclear(s, [i for i in roots if i in weights or not weights], data)
@@ -357,19 +371,52 @@ def _sum_with_data(s: _Sum) -> Result:
         s.refuse(list(roots), refusal or Why.TWO_SIDES, fan_in or {})
         return [], []
     ends = [i for i in weights if i in roots and s.alone[i]]
-    apart = [
-        frozenset(d for d, dim in enumerate(s.blank(t.nodes[i].dims)) if has_axes(dim))
-        for i in ends
-    ]
-    if len(ends) > 1 and not frozenset.intersection(*apart):
+    free = {i: without(s.free(i), s.blank(t.data)) for i in ends}
+    scales = [i for i in ends if any(_is_within(free[i], free[j]) for j in ends)]
+    if any(besides(free[i], free[j]) for i in ends for j in ends if not {i, j} & {*scales}):
         s.refuse(ends, Why.TWO_SIDES, {})
         return [], []
+    by_frozen = t.constants is not None and by_constants and not t.edges
+    if by_frozen and any(besides(s.blank(t.constants), dims) for dims in free.values()):
+        s.refuse(ends, Why.SCALE, {})
+        return [], []
+    weights = [i for i in weights if i not in scales]
     if t.bent and any(t.edges):
         trace.refuse(t.params, Why.BENT_NETWORK)
         return [], []
     if not weights:
         return _without_outputs(s, fan_in)
     return _settled(s, fan_in, weights)
+
+
+def _adds_up_rows(s: _Sum) -> bool:
+    """Whether rows of a table are added up, or each of several tables' rows that data chose."""
+    t = s.t
+    tables = t.picked is not None and s.gone[0] <= met(s.at(t.nodes[0].dims), s.at(t.picked))
+    return t.is_rows or tables
+
+
+def _is_within(a: Dims, b: Dims) -> bool:
+    """Whether a factor has fewer outputs than another: it scales the inputs of that."""
+    return besides(b, a) and not besides(a, b)
+
+
+def _sum_with_bent(s: _Sum) -> Result:
+    """Something nonlinear of parameters and data, times others: it is data to those."""
+    t = s.t
+    assert t.data is not None
+    data = t.data
+    for i, n in enumerate(t.nodes):
+        if not n.bent:
+            continue
+        data = vary(data, n.dims)
+        if own_axes(n) - met(n.dims, t.data) and met(n.dims, t.data):
+            s.trace.refuse([n.param], Why.BENT_PRODUCT, s.gone[i])
+        else:
+            s.trace.use([n.param], "elementwise")
+    nodes = tuple([n for n in t.nodes if not n.bent])
+    rest = t._replace(nodes=nodes, data=data, last=data, bent=False)
+    return _sum_with_data(_Sum(s.trace, s.value, rest, s.over, s.dot)) if rest.nodes else ([], [])
 
 
 def _has_fan_in_of_one(s: _Sum) -> bool:

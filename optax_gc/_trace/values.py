@@ -45,6 +45,7 @@ class Node(NamedTuple):
     param: int
     dims: Dims
     parts: frozenset[Part] = frozenset()
+    bent: bool = False  # something nonlinear was done to its product with data
 
 
 Move = Callable[[Dims], Dims]

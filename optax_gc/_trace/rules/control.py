@@ -75,7 +75,7 @@ def _sliced(x: Value, key: Hashable) -> Value:
         return dims[1:]
 
     def node(n: Node) -> Node:
-        return Node(n.param, n.dims[1:], part(n.dims, n.parts))
+        return n._replace(dims=n.dims[1:], parts=part(n.dims, n.parts))
 
     def term(t: Term) -> Term:
         unsure = t.unsure or (Why.CUT_PRODUCT if _of_constants(t) else "")
@@ -104,11 +104,14 @@ def _fixpoint(
       The carried values before or after any step, and the results of one more step.
     """
     n = len(init)
-    init = carry = [v._replace(loops=v.loops | {key}) for v in init]
+    init = carry = [_carried(v, key) for v in init]
     for _ in range(_MOST_PASSES):
         with trace.not_recording():
             after = step(carry)[:n]
-            again = [join(trace, pair) for pair in zip(carry, after, strict=True)]
+            again = [
+                _begun(join(trace, pair), start)
+                for pair, start in zip(zip(carry, after, strict=True), init, strict=True)
+            ]
         if _equal(again, carry):
             results = step(carry)
             for pair in zip(init, results[:n], strict=True):
@@ -124,6 +127,22 @@ def _fixpoint(
     for value in carry:
         trace.refuse_all(value, Why.ENDLESS)
     return [v.without_gradient() for v in carry], [v.without_gradient() for v in step(carry)]
+
+
+def _carried(value: Value, key: Hashable) -> Value:
+    """The value as a loop begins with it."""
+    echoes = [e._replace(loops=e.loops | {key}) if e.how == "added" else e for e in value.echoes]
+    return value._replace(loops=value.loops | {key}, echoes=tuple(echoes))
+
+
+def _begun(value: Value, start: Value) -> Value:
+    """What is carried, of which a parameter is the start: a state, or a weight that is adapted."""
+    params = frozenset(p for t in start.terms for p in t.params if start.kind != Kind.DATA)
+    echoes = [
+        e._replace(rows=e.dims) if e.how == "added" and e.params <= params else e
+        for e in value.echoes
+    ]
+    return value._replace(echoes=tuple(echoes))
 
 
 def _equal(a: Sequence[Value], b: Sequence[Value]) -> bool:
@@ -226,7 +245,7 @@ def _stacked(y: Value, shape: Shape, key: Hashable, length: int) -> Value:
         return (along, *dims)
 
     def node(n: Node) -> Node:
-        return Node(n.param, restored(n.dims, n.parts), _of_others(n.parts, key))
+        return n._replace(dims=restored(n.dims, n.parts), parts=_of_others(n.parts, key))
 
     def echo(e: Echo) -> Echo:
         return e.moved(repeated, varied)._replace(

@@ -89,7 +89,7 @@ def join_along(trace: "Walk", values: tuple[Value, ...], d: int, shape: Shape) -
         )
         unknown = NONE.union(*[part.axes for part in node.parts])
         dim = lost(shape[d], axes | unknown, whole)
-        return Node(p, with_dim(node.dims, d, dim))
+        return node._replace(dims=with_dim(node.dims, d, dim), parts=frozenset())
 
     def widen(dims: Dims) -> Dims:
         return with_dim(dims, d, lost(shape[d], axes_of((dims[d],))))

@@ -44,7 +44,7 @@ def _shard(value: Value, shape: tuple[int, ...], split: tuple[Names, ...]) -> Va
         for dim, old, new, names in zip(n.dims, value.shape, shape, split, strict=True):
             if old != new and axes_of((dim,)):
                 parts.add(Part(("mesh", names), axes_of((dim,)), _halves(dim, old, new)[0]))
-        return Node(n.param, cut(n.dims), frozenset(parts))
+        return n._replace(dims=cut(n.dims), parts=frozenset(parts))
 
     return value.plain().moved(cut, shape, lambda t: t.moved(cut, node=node))
 
@@ -95,7 +95,7 @@ def _joined(value: Value, d: int, names: Names, size: int) -> Value:
             dim: Any = (_glued(here[0].dim, inner),)
         else:
             dim = lost(size, axes_of((inner,)) | axes)
-        return Node(n.param, with_dim(n.dims, d, dim), n.parts - set(here))
+        return n._replace(dims=with_dim(n.dims, d, dim), parts=n.parts - set(here))
 
     moved = value.plain().moved(spread, shape, lambda t: t.moved(spread, varied, node))
     return moved._replace(varies=varied(moved.varies)) if moved.kind and not value.terms else moved

@@ -50,7 +50,7 @@ def cut(trace: "Walk", value: Value, shape: Shape, starts: Sequence[Hashable]) -
                 plain = len(dim) == 1 and dim[0].stride == 1 and shape[d] == 1
                 index = start if isinstance(start, int) and plain else None
                 found.add(Part((start, shape[d], dim), axes, place=index))
-        return Node(node.param, window(node.dims), frozenset(found))
+        return node._replace(dims=window(node.dims), parts=frozenset(found))
 
     def echo(e: Echo) -> Echo:
         ones = axes_of(e.dims[d] for d in cuts if shape[d] == 1)
