@@ -1,10 +1,8 @@
 """What the tracer says of the values of a program, held against their numbers.
 
-Each rule says what its result does not vary along, and of which entries of a parameter it is made.
-Both are seen when the program is run, once more with one entry changed.
+Each rule says what its result does not vary along, where it is one-hot and which number it is. All
+of that shows when the program is run.
 """
-
-import math
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +12,7 @@ from respell import Respeller
 from trace_support import promoting
 
 from optax_gc._trace import rules, walk
-from optax_gc._trace.digits import axes_of
-from optax_gc._trace.values import CONSTANT, Kind
+from optax_gc._trace.values import Value
 
 
 class Watched(Respeller):
@@ -58,8 +55,7 @@ def said(closed, n_params, n_inputs):
     def watched(rule):
         def watching(trace, eqn, *values):
             results = rule(trace, eqn, *values)
-            listed = [results] if not isinstance(results, list | tuple) or hasattr(results, "kind") else results
-            found[id(eqn)] = list(listed)
+            found[id(eqn)] = [results] if isinstance(results, Value) else results
             return results
 
         return watching
@@ -73,51 +69,39 @@ def said(closed, n_params, n_inputs):
     return found
 
 
-def digits(dims):
-    return [f for dim in dims for f in dim if f.size > 1]
-
-
-def false_claims(fn, params, *args, seed=0):
-    """What the tracer says of a program's values that is not so."""
+def false_claims(fn, params, *args):
+    """(primitive, what is said of its result) of all that is not so."""
     closed, n, leaves = flat(fn, params, *args)
     found = said(closed, n, len(leaves) - n)
-    rng = np.random.default_rng(seed)
-    values = [numbers(leaf, rng) for leaf in leaves]
-
-    def run(values):
-        watched = Watched()
-        with promoting():
-            watched.run(closed.jaxpr, closed.consts, values)
-        return watched.made
-
-    made = run(values)
-    wrong = []
-    for eqn in closed.jaxpr.eqns:
-        for value, array in zip(found.get(id(eqn), ()), made[id(eqn)], strict=False):
-            wrong += [(str(eqn.primitive), claim) for claim in constancy(value, array)]
-    return wrong
+    watched = Watched()
+    rng = np.random.default_rng(0)
+    with promoting():
+        watched.run(closed.jaxpr, closed.consts, [numbers(leaf, rng) for leaf in leaves])
+    return [
+        (eqn.primitive.name, claim)
+        for eqn in closed.jaxpr.eqns
+        for value, array in zip(found.get(id(eqn), ()), watched.made[id(eqn)], strict=False)
+        if not jnp.issubdtype(array.dtype, jax.dtypes.extended) and array.size
+        for claim in false_of(value, np.asarray(array))
+    ]
 
 
-def constancy(value, array):
-    """Dimensions that a value varies along, against what is said."""
-    if array.dtype == jax.dtypes.float0 or jnp.issubdtype(array.dtype, jax.dtypes.extended):
-        return
-    array = np.asarray(array)
+def by_digits(dims, array):
+    """An array with a dimension for each digit, and the digits."""
+    digits = [f for dim in dims for f in dim if f.size > 1]
+    return array.reshape([f.size for f in digits]), digits
+
+
+def false_of(value, array):
+    """What is said of one value that is not so."""
     if value.number is not None and (array != value.number).any():
         yield "another number"
-    if not array.size:
-        return
-    found = digits(value.support)
-    if math.prod(f.size for f in found) != array.size:
-        yield f"digits {value.support} of an array of shape {array.shape}"
-        return
-    parts = array.reshape([f.size for f in found])
-    for i, f in enumerate(found):
-        if not f.axes:
-            first = np.take(parts, [0], i)
-            if not np.allclose(parts, first, rtol=1e-3, atol=1e-4 * np.nanmax(np.abs(parts), initial=1), equal_nan=True):
-                yield f"varies along a digit of size {f.size}: {value.support}"
-    hot = digits(value.one_hot or ())
-    parts = (array != 0).reshape([f.size for f in hot] or array.shape)
-    if any(f.axes and (parts.sum(i) > 1).any() for i, f in enumerate(hot)):
-        yield "not one-hot"
+    parts, digits = by_digits(value.support, array)
+    close = {"rtol": 1e-3, "atol": 1e-4 * np.nanmax(np.abs(parts), initial=1), "equal_nan": True}
+    for i, f in enumerate(digits):
+        if not f.axes and not np.allclose(parts, parts.take([0], i), **close):
+            yield f"varies along a digit of size {f.size}: {value.support}"
+    if value.one_hot is not None:
+        parts, digits = by_digits(value.one_hot, array != 0)
+        if any(f.axes and (parts.sum(i) > 1).any() for i, f in enumerate(digits)):
+            yield "not one-hot"

@@ -297,7 +297,8 @@ class Builder:
             "jitted": lambda: f"dense({make(*lead, k)}, {weight((0,), k, f)})",
             "remat": lambda: f"jax.checkpoint(dense)({make(*lead, k)}, {weight((0,), k, f)})",
             "branches": lambda: (
-                f"lax.cond({self.given((n,))}.mean() > 0, lambda h, w, v: h @ w, lambda h, w, v: h @ v, "
+                f"lax.cond({self.given((n,))}.mean() > 0, "
+                f"lambda h, w, v: h @ w, lambda h, w, v: h @ v, "
                 f"{make(*lead, k)}, {weight((0,), k, f)}, {weight((0,), k, f)})"
             ),
             "modulated": lambda: (

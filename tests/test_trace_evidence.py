@@ -958,6 +958,275 @@ def gain_and_bias_of_positions_before_a_mean():
     )
 
 
+# ---- What is written into a part of an array, and multiplied after.
+
+
+def case_of_writing(write):
+    """A dense layer on what is written into zeros."""
+
+    def build():
+        zeros = jnp.zeros((3, 8))
+        return lambda p, x: write(zeros, x) @ p["w"], {"w": W}, (X,), {"w": (0,)}
+
+    build.__name__ = f"dense_layer_after_{write.__name__}"
+    CASES.append(build)
+
+
+@case_of_writing
+def padding_one_feature(zeros, x):
+    return jnp.pad(x[:, :1], ((0, 0), (2, 5)))
+
+
+@case_of_writing
+def setting_one_feature(zeros, x):
+    return zeros.at[:, 2].set(x[:, 0])
+
+
+@case_of_writing
+def adding_to_some_features(zeros, x):
+    return zeros.at[:, np.array([1, 3])].add(x[:, :2])
+
+
+@case_of_writing
+def updating_a_slice_of_one(zeros, x):
+    return lax.dynamic_update_slice(zeros, x[:, :1], (0, 3))
+
+
+@case_of_writing
+def setting_and_adding(zeros, x):
+    return zeros.at[:, 1].set(x.mean(1)).at[:, 4].add(x[:, 0])
+
+
+@case
+def pooled_segments():
+    """Nodes that edges were added up in differ, so that their mean is none of the weight."""
+    return (
+        lambda p, x, i: jax.ops.segment_sum(x, i, 5).T @ p["w"],
+        {"w": f32(5, 6)},
+        (f32(7, 8), i32(7)),
+        {"w": (0,)},
+    )
+
+
+@case
+def rows_stacked_to_a_weight():
+    return (
+        lambda p, x: x @ (jnp.stack([p["a"], p["b"]]) @ p["w"]),
+        {"a": f32(5), "b": f32(5), "w": f32(5, 6)},
+        (f32(3, 2),),
+        {"a": REFUSED, "b": REFUSED, "w": REFUSED},
+    )
+
+
+# ---- Members, heads and experts with factors of their own.
+
+
+def members(f):
+    return lambda p, x: jax.vmap(f, (0, None))(p, x)
+
+
+@case
+def gains_of_members_before_their_weights():
+    return (
+        members(lambda p, x: (x * p["g"]) @ p["w"]),
+        {"g": f32(4, 8), "w": f32(4, 8, 6)},
+        (X,),
+        {"g": (), "w": (1,)},
+    )
+
+
+@case
+def normalized_inputs_of_members():
+    """Heads, experts or seeds of an ensemble that begin with a norm of the same inputs."""
+
+    def head(p, x):
+        x = x - x.mean(-1, keepdims=True)
+        x = x * lax.rsqrt((x**2).mean(-1, keepdims=True) + 1e-6) * p["g"] + p["b"]
+        return x @ p["w"]
+
+    params = {"g": f32(4, 8), "b": f32(4, 8), "w": f32(4, 8, 6)}
+    return members(head), params, (X,), {"g": (), "b": (), "w": (1,)}
+
+
+@case
+def gains_of_members_before_products():
+    return (
+        members(lambda p, x: (x * p["g"]) @ (p["a"] @ p["b"])),
+        {"g": f32(4, 8), "a": f32(4, 8, 2), "b": f32(4, 2, 6)},
+        (X,),
+        {"g": (), "a": (1,), "b": (1,)},
+    )
+
+
+@case
+def scales_of_members_before_frozen_weights():
+    """VeRA; a scale of inputs, or of a mask."""
+    return (
+        members(lambda p, x: (x * p["g"]) @ K(8, 6)),
+        {"g": f32(4, 8)},
+        (X,),
+        {"g": Untold(())},
+    )
+
+
+@case
+def dropout_of_members_inputs():
+    """What is dropped differs from example to example, and is no weight."""
+    kept = jax.random.bernoulli(jax.random.key(0), 0.5, (3, 8))
+    return (
+        members(lambda p, x: jnp.where(kept, x / 0.5, 0) @ p["w"]),
+        {"w": f32(4, 8, 6)},
+        (X,),
+        {"w": (1,)},
+    )
+
+
+@case
+def batch_ensemble_for_two_seeds():
+    return (
+        members(lambda p, x: (x[:, None] * p["r"]) @ p["w"]),
+        {"r": f32(2, 3, 8), "w": f32(2, 8, 6)},
+        (X,),
+        {"r": Untold(()), "w": Untold((1,))},
+    )
+
+
+@case
+def gains_of_members_inside_a_nonlinear_function():
+    return (
+        members(lambda p, x: jnp.tanh(x * p["g"]) @ p["w"]),
+        {"g": f32(4, 8), "w": f32(4, 8, 6)},
+        (X,),
+        {"g": Untold(()), "w": (1,)},
+    )
+
+
+@case
+def isotropic_envelopes():
+    """FermiNet: of distances to atoms, a sum of exponentials."""
+    return (
+        lambda p, r: (jnp.exp(-r[..., None] * p["decay"]) * p["scale"]).sum(1),
+        {"decay": f32(4, 6), "scale": f32(4, 6)},
+        (f32(3, 4),),
+        {"decay": REFUSED, "scale": (0,)},
+    )
+
+
+@case
+def sines_on_edges():
+    """A Kolmogorov-Arnold network of sines."""
+    return (
+        lambda p, x: jnp.einsum("bio,io->bo", jnp.sin(x[:, :, None] * p["s"] + p["t"]), p["w"]),
+        {"s": W, "t": W, "w": W},
+        (X,),
+        {"s": REFUSED, "t": (), "w": (0,)},
+    )
+
+
+@case
+def learned_frequencies():
+    return (
+        lambda p, t: jnp.sin(t[:, None] * p["s"]) @ p["w"],
+        {"s": f32(7), "w": f32(7, 6)},
+        (f32(3),),
+        {"s": (), "w": (0,)},
+    )
+
+
+@case
+def product_of_two_depthwise_kernels():
+    """What data varies along too are copies, behind the first factor as in it."""
+
+    def fn(p, x):
+        numbers = ("NWC", "WIO", "NWC")
+        k = (p["a"] @ p["b"])[:, None]
+        return lax.conv_general_dilated(
+            x, k, (1,), "SAME", dimension_numbers=numbers, feature_group_count=8
+        )
+
+    return fn, {"a": f32(3, 5), "b": f32(5, 8)}, (SEQUENCE,), {"a": (0,), "b": (0,)}
+
+
+@case
+def factors_between_which_a_number_interpolates():
+    def fn(p, x):
+        t = jax.nn.sigmoid(p["t"])
+        return x @ ((t * p["a"] + (1 - t) * p["c"]) @ p["b"])
+
+    return fn, {**AB, "c": f32(8, 2), "t": f32()}, (X,), {"a": (0,), "b": (0,), "c": (0,), "t": ()}
+
+
+@case
+def rows_of_a_product_added_up_one_by_one():
+    def fn(p, x):
+        product = x[..., None] * (p["w"] @ K(5, 6))[1:-1]
+        return jnp.tanh(sum(product[:, i] for i in range(8)))
+
+    return fn, {"w": f32(10, 5)}, (X,), {"w": Untold((0,))}
+
+
+# ---- Rows of tables, and products of them.
+
+
+@case
+def tables_of_several_fields():
+    """DeepFM, DLRM: each field has a table, and a value that its row is multiplied by."""
+
+    def fn(p, ids, values):
+        rows = jax.vmap(lambda table, i: table[i], (0, 1), 1)(p["v"], ids)
+        return (rows * values[..., None]).sum(1)
+
+    return fn, {"v": f32(4, 11, 5)}, (i32(3, 4), f32(3, 4)), {"v": ()}
+
+
+@case
+def tied_rows_times_rows_of_another_table():
+    """DistMult: of the two tables' rows either could be a weight to the other."""
+    return (
+        lambda p, h, r: (p["e"][h] * p["r"][r]) @ p["e"].T,
+        {"e": f32(11, 5), "r": f32(7, 5)},
+        (i32(3), i32(3)),
+        {"e": Untold(()), "r": Untold(())},
+    )
+
+
+# ---- Weights that inputs change in a loop.
+
+
+@case
+def plastic_recurrence():
+    """Differentiable plasticity: the state depends on the weight by what it was before alone."""
+
+    def fn(p, xs, trace):
+        step = lambda h, x: (  # noqa: E731
+            jnp.tanh(x + jnp.einsum("bi,bij->bj", h, p["w"] + trace)),
+            None,
+        )
+        return lax.scan(step, jnp.zeros((3, 8)), xs)[0]
+
+    return fn, {"w": SQUARE}, (f32(4, 3, 8), f32(3, 8, 8)), {"w": Untold((0,))}
+
+
+@case
+def weights_adapted_by_an_inner_loop():
+    """MAML, and layers that are trained at test time."""
+    apply = lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"]  # noqa: E731
+
+    def fn(p, x, y, query):
+        def task(x, y, query):
+            loss = lambda p: ((apply(p, x) - y) ** 2).mean()  # noqa: E731
+            step = lambda p, _: (  # noqa: E731
+                jax.tree.map(lambda w, g: w - 0.1 * g, p, jax.grad(loss)(p)),
+                None,
+            )
+            return apply(lax.scan(step, p, None, length=2)[0], query)
+
+        return jax.vmap(task)(x, y, query)
+
+    inputs = f32(3, 5, 8), f32(3, 5, 6), f32(3, 7, 8)
+    return fn, AB, inputs, {"a": Untold((0,)), "b": Untold((0,))}
+
+
 @pytest.mark.parametrize("build", CASES, ids=[build.__name__ for build in CASES])
 def test_a_weight_is_told_or_refused_by_no_more_than_the_computation_shows(build):
     fn, params, args, expected = build()

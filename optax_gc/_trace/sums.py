@@ -130,7 +130,9 @@ def summed(trace: "Walk", value: Value, over: Sequence[int], dot: bool = False) 
     if not (value.terms or value.echoes):
         return value.plain().moved(keep, shape)
     value = with_slices_joined(trace, value)
-    terms, echoes = [], []
+    terms: list[Term] = []
+    echoes: list[Echo] = []
+    varies = value.support if value.kind == Kind.DATA else value.varies
     for t in value.terms:
         by_data = [
             d for d in over if t.data is not None and (has_axes(t.data[d]) or value.shape[d] == 1)
@@ -138,15 +140,17 @@ def summed(trace: "Walk", value: Value, over: Sequence[int], dot: bool = False) 
         alone = [d for d in over if d not in by_data]
         if any(_in(n.dims, by_data) and _in(n.dims, alone) for n in t.nodes):
             by_data, alone = [*over], []
-        left: list[Term] = [t]
+        left, before = [t], len(echoes)
         for dims, rule in ((alone, _sum_without_data), (by_data, _sum_with_data)):
             if not dims:
                 continue
-            before, left = left, []
-            for one in before:
+            summands, left = left, []
+            for one in summands:
                 more, found = rule(_Sum(trace, value, one, dims, dot))
                 left += more
                 echoes += found
+        if not left and len(echoes) == before:  # the result varies as what was refused or settled
+            varies = vary(varies, t.support)
         terms += left
     blank = _blank(over)
     # Contracted with a weight, all else is an activation, whatever it was made by.
@@ -158,8 +162,6 @@ def summed(trace: "Walk", value: Value, over: Sequence[int], dot: bool = False) 
         for n in t.nodes
     )
     echoes += [_sum_echo(trace, value, e, over, weighted, dot) for e in value.echoes]
-    # What is refused or settled here leaves the terms, and the result varies as before.
-    varies = value.support if value.kind == Kind.DATA else value.varies
     result = value.plain()._replace(varies=varies, terms=tuple(terms), echoes=())
     moved = regrouped([e.moved(keep) for e in echoes])
     return result.moved(keep, shape)._replace(echoes=moved)
@@ -376,10 +378,12 @@ def _sum_with_data(s: _Sum) -> Result:
     if any(besides(free[i], free[j]) for i in ends for j in ends if not {i, j} & {*scales}):
         s.refuse(ends, Why.TWO_SIDES, {})
         return [], []
-    by_frozen = t.constants is not None and by_constants and not t.edges
-    if by_frozen and any(besides(s.blank(t.constants), dims) for dims in free.values()):
-        s.refuse(ends, Why.SCALE, {})
-        return [], []
+    if by_constants and not t.edges:
+        assert t.constants is not None
+        frozen = without(s.blank(t.constants), s.blank(t.data))
+        if any(besides(frozen, dims) for dims in free.values()):
+            s.refuse(ends, Why.SCALE, {})
+            return [], []
     weights = [i for i in weights if i not in scales]
     if t.bent and any(t.edges):
         trace.refuse(t.params, Why.BENT_NETWORK)
