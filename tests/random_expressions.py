@@ -79,6 +79,22 @@ def by_vmap(h, w):
     return jax.vmap(lambda h, w: jnp.tanh(h @ w), (None, 0))(h, w)
 
 
+def of_members(h, gain, w):
+    return jax.vmap(lambda gain, w: normalized(h) * gain @ w)(gain, w)
+
+
+def written(h):
+    """Features put into zeros one after another."""
+    zeros = jnp.zeros(h.shape).at[..., 0].add(h.mean(-1))
+    zeros = zeros.at[..., 1:-1].set(h[..., 1:-1])
+    return lax.dynamic_update_slice(zeros, h[..., -1:], (0,) * (h.ndim - 1) + (h.shape[-1] - 1,))
+
+
+def fields(tables, ids, values):
+    rows = jax.vmap(lambda table, i: table[i], (0, 1), 1)(tables, ids)
+    return (rows * values[..., None]).sum(1)
+
+
 @jax.jit
 def dense(h, w):
     return h @ w
@@ -89,7 +105,7 @@ NAMES |= {"normalized": normalized, "over_norm": over_norm, "convolved": convolv
 NAMES |= {
     f.__name__: f for f in (depthwise, upsampled, recurrent, decaying, blocked, sharded, by_vmap)
 }
-NAMES |= {"dense": dense}
+NAMES |= {"dense": dense, "of_members": of_members, "written": written, "fields": fields}
 BATCH, ROWS = 3, 9
 ADDED = ()  # the part of a bias, a scale or a position
 TABLE = "table"  # of which inputs choose rows
@@ -173,6 +189,11 @@ class Builder:
                 f"(jax.nn.sigmoid({self.leaf((), ADDED)}))"
             ),
             "kept where": lambda: f"jnp.where(K{shape} > 0, {make(shape)}, {make(shape)})",
+            "written": lambda: (
+                f"jnp.zeros({shape}).at[1:].set({make((shape[0] - 1, *shape[1:]))})"
+                if shape[0] > 2
+                else make(shape)
+            ),
             "mapped": lambda: f"lax.map(jnp.tanh, {make(shape)})",
             "turned over": lambda: f"jnp.flip({make(shape)}, {axis})",
             "rolled": lambda: f"jnp.roll({make(shape)}, 1, {axis})",
@@ -294,6 +315,19 @@ class Builder:
                 f"by_vmap({make(*lead, k)}, {weight((1,), 3, k, f)})"
                 + self.draw([".sum(0)", ".max(0)", "[1]"])
             ),
+            "of members": lambda: (
+                f"of_members({make(*lead, k)}, {weight(ADDED, 3, k)}, {weight((1,), 3, k, f)})"
+                + self.draw([".sum(0)", ".max(0)", "[1]"])
+            ),
+            "written": lambda: f"written({make(*shape)})",
+            "one feature": lambda: (
+                f"jnp.pad({make(*lead, k)}[..., :1], (*[(0, 0)] * {len(lead)}, (1, {f - 2})))"
+            ),
+            "dropped": lambda: f"({make(*shape)} * (K{tuple(shape)} > 0))",
+            "edges": lambda: (
+                f"jnp.einsum('...io,io->...o', jnp.sin({make(*lead, k)}[..., None] * "
+                f"{weight(UNCLEAR, k, f)}), {weight((0,), k, f)})"
+            ),
             "jitted": lambda: f"dense({make(*lead, k)}, {weight((0,), k, f)})",
             "remat": lambda: f"jax.checkpoint(dense)({make(*lead, k)}, {weight((0,), k, f)})",
             "branches": lambda: (
@@ -388,6 +422,9 @@ class Builder:
         else:
             ways |= {
                 "pooled": lambda: f"{make(n, k, f)}.mean(1)",
+                "fields": lambda: (
+                    f"fields({weight(TABLE, 3, ROWS, f)}, {self.given((n, 3), ROWS)}, {make(n, 3)})"
+                ),
                 "of segments": lambda: (
                     f"jax.ops.segment_sum({make(k, f)}, {self.given((k,), n)}, {n})"
                 ),

@@ -1108,7 +1108,7 @@ def isotropic_envelopes():
         lambda p, r: (jnp.exp(-r[..., None] * p["decay"]) * p["scale"]).sum(1),
         {"decay": f32(4, 6), "scale": f32(4, 6)},
         (f32(3, 4),),
-        {"decay": REFUSED, "scale": (0,)},
+        {"decay": Untold(()), "scale": (0,)},
     )
 
 
@@ -1119,7 +1119,7 @@ def sines_on_edges():
         lambda p, x: jnp.einsum("bio,io->bo", jnp.sin(x[:, :, None] * p["s"] + p["t"]), p["w"]),
         {"s": W, "t": W, "w": W},
         (X,),
-        {"s": REFUSED, "t": (), "w": (0,)},
+        {"s": Untold(()), "t": (), "w": (0,)},
     )
 
 
@@ -1202,7 +1202,7 @@ def plastic_recurrence():
             jnp.tanh(x + jnp.einsum("bi,bij->bj", h, p["w"] + trace)),
             None,
         )
-        return lax.scan(step, jnp.zeros((3, 8)), xs)[0]
+        return lax.scan(step, xs[0], xs[1:])[0]
 
     return fn, {"w": SQUARE}, (f32(4, 3, 8), f32(3, 8, 8)), {"w": Untold((0,))}
 

@@ -72,8 +72,9 @@ def everything(models: bool = True) -> list[tuple[str, Any, dict[str, set[Any]] 
 # Operations that JAX does not evaluate again from their equations alone.
 WHOLE = {"pallas_call", "custom_linear_solve", "pure_callback"}
 # Programs of which another spelling is another program to the tracer: weights made for each example
-# and then taken apart could be activations, and what `noinline` hides has no rule.
-KNOWN = ("a mixture of depthwise convolutions", "noinline")
+# and then taken apart could be activations, a loop over the columns of frozen weights sees one that
+# scales inputs, and what `noinline` hides has no rule.
+KNOWN = ("a mixture of depthwise convolutions", "scales_of_members_before_frozen", "noinline")
 # The backward program of a lookup by one-hots is that of a dense layer.
 LOOKUPS = ("one-hots", "labels choose", "then_looked_up")
 # Backwards, what is added to a weight looks like what is added to activations.

@@ -6,7 +6,7 @@ are read as that, so that one rule decides every contraction however it is spell
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .digits import (
     NONE,
@@ -206,16 +206,53 @@ class _Sum:
         pairs = rows & frozenset(a for dim in cut for f in dim if f.stride == 0 for a in f.axes)
         return axes_of(without(dims, data)) - (rows & met(dims, data)) - pairs
 
-    def free(self, i: int) -> Dims:
-        """Along which dimensions that stay a node varies, or one that edges lead to from it."""
+    def _outputs(self, i: int) -> tuple[Dims, set[Any]]:
+        """What a node, or what edges lead to from it, varies along and data does not.
+
+        Returns:
+          Dimensions that stay, and slices that a loop or a shard takes of axes that are not summed.
+        """
         found, frontier = {i}, [i]
         while frontier:
-            i = frontier.pop()
-            near = {j for edge in self.t.edges if i in dict(edge) for j, _ in edge}
-            frontier += near - found - {CONSTANT}
-            found |= near - {CONSTANT}
-        dims = [self.blank(self.t.nodes[j].dims) for j in found]
-        return functools.reduce(vary, dims)
+            j = frontier.pop()
+            near = {k for edge in self.t.edges if j in dict(edge) for k, _ in edge} - found
+            found |= near
+            frontier += near - {CONSTANT}
+        there = [(self.gone[j], n) for j, n in enumerate(self.t.nodes) if j in found]
+        slices = {
+            part.key
+            for gone, n in there
+            for part in n.parts
+            if part.place is None and not part.axes & gone
+        }
+        dims = [n.dims for _, n in there]
+        if CONSTANT in found and self.t.constants is not None:
+            dims.append(self.t.constants)
+        return self._apart(functools.reduce(vary, dims)), slices
+
+    def _apart(self, dims: Dims) -> Dims:
+        assert self.t.data is not None
+        return without(self.blank(dims), self.blank(self.t.data))
+
+    def is_scale(self, i: int, ends: Sequence[int]) -> bool:
+        """Whether another node has more outputs, so that this one scales its inputs."""
+        dims, _ = self._outputs(i)
+        others = [self._outputs(j)[0] for j in ends]
+        return any(besides(other, dims) and not besides(dims, other) for other in others)
+
+    def have_equal_outputs(self, ends: Sequence[int]) -> bool:
+        """Whether nodes have the same outputs, as factors of one weight have."""
+        outputs = [self._outputs(i) for i in ends]
+        return not any(
+            slices != others or besides(here, there)
+            for here, slices in outputs
+            for there, others in outputs
+        )
+
+    def has_less_than_constants(self, i: int) -> bool:
+        """Whether constants have outputs that a node has not."""
+        assert self.t.constants is not None
+        return besides(self._apart(self.t.constants), self._outputs(i)[0])
 
     def shared(self, i: int) -> AxisSet:
         """The axes of a node that stay and that data varies along too."""
@@ -354,7 +391,7 @@ def _sum_with_data(s: _Sum) -> Result:
     if t.hot is not None and not besides(data, s.at(t.hot)):
         rest = s.rest()
         return [rest._replace(picked=rest.data, last=None)], []
-    if len(t.nodes) == 1 and _adds_up_rows(s):
+    if _adds_up_rows(s):
         settle_lookup(s.trace, t)
         return [], []
     if t.bent and len(t.nodes) == 1 and not t.edges:
@@ -373,18 +410,14 @@ def _sum_with_data(s: _Sum) -> Result:
         s.refuse(list(roots), refusal or Why.TWO_SIDES, fan_in or {})
         return [], []
     ends = [i for i in weights if i in roots and s.alone[i]]
-    free = {i: without(s.free(i), s.blank(t.data)) for i in ends}
-    scales = [i for i in ends if any(_is_within(free[i], free[j]) for j in ends)]
-    if any(besides(free[i], free[j]) for i in ends for j in ends if not {i, j} & {*scales}):
+    scales = [i for i in ends if s.is_scale(i, ends)]
+    weights = [i for i in weights if i not in scales]
+    if not s.have_equal_outputs([i for i in ends if i not in scales]):
         s.refuse(ends, Why.TWO_SIDES, {})
         return [], []
-    if by_constants and not t.edges:
-        assert t.constants is not None
-        frozen = without(s.blank(t.constants), s.blank(t.data))
-        if any(besides(frozen, dims) for dims in free.values()):
-            s.refuse(ends, Why.SCALE, {})
-            return [], []
-    weights = [i for i in weights if i not in scales]
+    if by_constants and not t.edges and any(map(s.has_less_than_constants, ends)):
+        s.refuse(ends, Why.SCALE, {})
+        return [], []
     if t.bent and any(t.edges):
         trace.refuse(t.params, Why.BENT_NETWORK)
         return [], []
@@ -396,13 +429,11 @@ def _sum_with_data(s: _Sum) -> Result:
 def _adds_up_rows(s: _Sum) -> bool:
     """Whether rows of a table are added up, or each of several tables' rows that data chose."""
     t = s.t
-    tables = t.picked is not None and s.gone[0] <= met(s.at(t.nodes[0].dims), s.at(t.picked))
-    return t.is_rows or tables
-
-
-def _is_within(a: Dims, b: Dims) -> bool:
-    """Whether a factor has fewer outputs than another: it scales the inputs of that."""
-    return besides(b, a) and not besides(a, b)
+    if t.picked is None:
+        return False
+    picked = s.at(t.picked)
+    tables = all(gone <= met(s.at(n.dims), picked) for n, gone in zip(t.nodes, s.gone, strict=True))
+    return tables or (t.is_rows and len(t.nodes) == 1)
 
 
 def _sum_with_bent(s: _Sum) -> Result:

@@ -99,7 +99,10 @@ def oriented_by_rows(trace: "Walk", t: Term, vectors: Dims) -> bool:
       vectors: along which dimensions the vectors vary.
     """
     with_rows = [i for i, n in enumerate(t.nodes) if besides(n.dims, vectors)]
-    if not with_rows and t.constants is not None and besides(t.constants, vectors):
+    if any(CONSTANT in dict(edge) for edge in t.edges):
+        # An activation may begin with the constants, or with copies of a parameter.
+        if with_rows or t.constants is None or not besides(t.constants, vectors):
+            return False
         with_rows = [CONSTANT]
     fan_in = directed(t, dict.fromkeys(with_rows, NONE))
     if len(with_rows) != 1 or fan_in is None:
