@@ -452,7 +452,7 @@ def _with_evidence(trace: "Walk", value: Value) -> Value:
 def _is_vector(t: Term) -> bool:
     """Whether a term is a parameter that is repeated, such as a bias over the rows of a batch."""
     node = t.nodes[0]
-    plain = not axes_of(t.constants or ())
+    plain = t.constants is None or not besides(t.constants, node.dims)  # of a mask, no diagonal
     return t.is_image and plain and bool(own_axes(node)) and repeats(node.dims)
 
 

@@ -28,6 +28,7 @@ from .reasons import Why
 from .uses import (
     as_activation,
     directed,
+    goes_beyond,
     has_open_ends,
     is_all,
     of_shards,
@@ -470,7 +471,7 @@ def _with_outputs(s: _Sum, roots: dict[int, AxisSet], fan_in: dict[int, AxisSet]
     def has_outputs(i: int, axes: AxisSet) -> bool:
         if i in roots:
             return bool(s.alone[i] or summed_axes(s.t, i))
-        return bool(s.alone[i] or s.shared(i) or summed_axes(s.t, i) - axes)
+        return goes_beyond(s.t, i) or bool(summed_axes(s.t, i) - axes)
 
     return [i for i, axes in fan_in.items() if i != CONSTANT and has_outputs(i, axes)]
 
@@ -587,10 +588,11 @@ def _settled(s: _Sum, fan_in: dict[int, AxisSet], weights: Sequence[int]) -> Res
             # Axes of length 1 have no role, yet among contracted ones they belong to the fan-in.
             ones = frozenset(a for dim in s.at(n.dims) for f in dim for a in f.axes if f.size == 1)
             record_weight(s.trace, t, i, fan_in[i] | ones, s.alone[i], s.shared(i))
-            node = n._replace(dims=without(s.blank(n.dims), rows))
-            left = used(s.trace, t, node, rows)
+            dims = s.blank(n.dims)
+            # Copies are no rows, and what they index no outputs.
+            left = used(s.trace, t, n._replace(dims=without(dims, rows)), without(rows, dims))
             if not s.dot and s.alone[i] and s.shared(i):  # a dot says itself what a unit is
-                left = left._replace(whole=s.blank(n.dims), fan_in=fan_in[i])
+                left = left._replace(whole=dims, fan_in=fan_in[i])
             if of_shards(s.trace, n, s.at(n.dims), s.gone[i]):
                 left = left._replace(pending=Why.PARTLY)  # until it is summed over the shards
             echoes.append(left)

@@ -270,10 +270,18 @@ def has_open_ends(t: Term) -> bool:
     """Whether each end of a chain of products has axes left, as in an update of a weight."""
 
     def goes_on(i: int) -> bool:
-        return i == CONSTANT or bool(own_axes(t.nodes[i])) or sum(i in dict(e) for e in t.edges) > 1
+        return i == CONSTANT or goes_beyond(t, i) or sum(i in dict(e) for e in t.edges) > 1
 
     # What does not, beside two that do, is a scale: learned singular values.
     return all(sum(goes_on(i) for i, _ in edge) > 1 for edge in t.edges)
+
+
+def goes_beyond(t: Term, i: int) -> bool:
+    """Whether a node varies along more than copies of what it is summed with vary along too."""
+    dims = t.nodes[i].dims
+    near = {j for edge in t.edges if i in dict(edge) for j, _ in edge} - {i}
+    others = [t.constants if j == CONSTANT else t.nodes[j].dims for j in near]
+    return any(other is None or besides(dims, other) for other in others)
 
 
 def refuse_network(trace: "Walk", t: Term) -> None:
@@ -296,6 +304,9 @@ def as_activation(trace: "Walk", value: Value) -> Value:
     rows = varying(value.shape)
     made = value._replace(kind=Kind.DATA, varies=rows, terms=())
     nodes = [n for t in value.terms for n in t.nodes]
-    left = [Echo(p := frozenset({n.param}), "added", n.dims, rows, learned=p) for n in nodes]
+    left = [
+        Echo(p := frozenset({n.param}), "added", n.dims, without(rows, n.dims), learned=p)
+        for n in nodes
+    ]
     learned = frozenset(n.param for n in nodes)
     return made._replace(echoes=regrouped([*value.echoes, *left]), learned=learned)

@@ -1,7 +1,7 @@
 """The walk through a jaxpr: from the parameters to every use that a gradient reaches."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -152,6 +152,21 @@ class Walk:
     def is_seen(self, node: Node, seen: int) -> bool:
         """Whether data was computed from just these slices of a parameter, or from all of it."""
         return bool(seen & self.bit(node.param, node.parts))
+
+    def is_seen_of(self, loop: Hashable, seen: int) -> bool:
+        """Whether data was computed from slices of any parameter that a loop takes."""
+        return any(
+            seen >> i & 1 and any(part.key == loop for part in parts)
+            for (_, parts), i in self._bits.items()
+        )
+
+    def seen_with_parts(self, value: Value) -> int:
+        """What went into a value, with the slices of parameters that it is."""
+        seen = value.seen
+        for t in value.terms:
+            for n in t.nodes if t.data is None else ():
+                seen |= self.bit(n.param, n.parts) if n.parts else 0
+        return seen
 
     def refuse_all(self, value: Value, why: str) -> None:
         """Notes that no parameter can be told that is in `value` with its use still to come."""

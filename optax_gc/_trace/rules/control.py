@@ -49,7 +49,7 @@ def scan(trace: "Walk", eqn: Any, *values: Value) -> list[Value]:
     """A loop over the leading axis: layers, or time. What it slices there is a batch axis."""
     loop, key = jaxprs.loop(eqn), ("loop", trace.path)
     consts, init = values[: loop.n_consts], values[loop.carry]
-    slices = [_sliced(x, key) for x in values[loop.carry.stop :]]
+    slices = [_sliced(trace, x, key) for x in values[loop.carry.stop :]]
     jaxpr, m = loop.body.jaxpr, loop.n_carry
     outs = trace.liveness.carried(jaxpr, trace.live_outputs(eqn), loop.carry, m, trace.everything)
 
@@ -64,7 +64,7 @@ def scan(trace: "Walk", eqn: Any, *values: Value) -> list[Value]:
     return [*carry, *ys]
 
 
-def _sliced(x: Value, key: Hashable) -> Value:
+def _sliced(trace: "Walk", x: Value, key: Hashable) -> Value:
     """What a loop sees of a value: a slice, and of a parameter's digits there which it is."""
 
     def part(dims: Dims, parts: frozenset[Part]) -> frozenset[Part]:
@@ -85,7 +85,8 @@ def _sliced(x: Value, key: Hashable) -> Value:
         sliced = part(e.dims, e.sliced)
         return e.moved(drop)._replace(cut=e.cut | axes_of(e.dims[:1]), sliced=sliced)
 
-    return whole_hot(x, (0,)).moved(drop, x.shape[1:], term, echo)
+    result = whole_hot(x, (0,)).moved(drop, x.shape[1:], term, echo)
+    return result._replace(seen=trace.seen_with_parts(result))
 
 
 def _fixpoint(
@@ -196,8 +197,11 @@ def _summed_by_loop(
             if any(t.seen >> n.param & 1 for n in of_step):
                 trace.refuse(t.params, Why.SLICES)
                 continue
+        scale = t.data is not None and all(own_axes(n) <= met(n.dims, t.data) for n in t.nodes)
         if any(part.key != key for part in new):
             trace.refuse(t.params, Why.SLICES)
+        elif scale and trace.is_seen_of(key, t.seen):
+            trace.refuse(t.params, Why.SCALE)
         else:
             slices.append(t)
     if slices or sliced:

@@ -88,11 +88,7 @@ def cut(trace: "Walk", value: Value, shape: Shape, starts: Sequence[Hashable]) -
         return moved
 
     result = whole_hot(value, cuts).moved(window, shape, term, echo)
-    seen = value.seen
-    for t in result.terms:
-        for n in t.nodes if t.data is None else ():
-            seen |= trace.bit(n.param, n.parts) if n.parts else 0
-    return result._replace(seen=seen)
+    return result._replace(seen=trace.seen_with_parts(result))
 
 
 def _is_axis(trace: "Walk", node: Node, d: int) -> bool:
@@ -237,7 +233,19 @@ def gather(trace: "Walk", eqn: Any, value: Value, indices: Value) -> Value:
             elif e.how == "statistic":
                 trace.refuse(e.params, Why.STATISTIC)
     one_hot = value.one_hot
-    result = value.plain().moved(pick, shape)
+
+    def node(n: Node) -> Node:  # of an axis at one place, that is all there is
+        moved = n._replace(dims=pick(n.dims))
+        gone = (
+            [] if by_data else [d for d in looked_up if axes_of((n.dims[d],)) - axes_of(moved.dims)]
+        )
+        parts = [
+            Part((("slice", trace.path, d), sizes[d], n.dims[d]), axes_of((n.dims[d],)))
+            for d in gone
+        ]
+        return moved._replace(parts=n.parts.union(parts))
+
+    result = value.plain().moved(pick, shape, lambda t: t.moved(pick, node=node))
     if by_data and looked_up:
         result = _picked(result, rows)
     result = result._replace(varies=vary(result.varies, rows), kind=max(result.kind, indices.kind),
