@@ -1070,6 +1070,89 @@ def scales_of_members_before_frozen_weights():
 
 
 @case
+def diagonals_of_members_between_factors():
+    """SVD layers, AdaLoRA: beside the members' axis a diagonal has no outputs."""
+    return (
+        members(lambda p, x: x @ (p["w"] + (p["u"] * p["d"]) @ p["v"])),
+        {"w": f32(4, 8, 6), "u": f32(4, 8, 2), "d": f32(4, 2), "v": f32(4, 2, 6)},
+        (X,),
+        {"w": (1,), "u": (1,), "d": (), "v": (1,)},
+    )
+
+
+@case
+def features_of_members_added_up_by_index():
+    def fn(p, x):
+        step = lambda i, a: a + x[:, i, None] * p["w"][i]  # noqa: E731
+        return lax.fori_loop(0, 8, step, jnp.zeros((3, 6)))
+
+    return members(fn), {"w": f32(4, 8, 6)}, (X,), {"w": Untold((1,))}
+
+
+@case
+def one_factor_of_members_made_positive():
+    """The members' axis of their inputs is no batch that a factor could be an activation along."""
+    return (
+        lambda p, x: x @ (p["a"] @ jax.nn.softmax(p["b"])),
+        {"a": f32(4, 8, 2), "b": f32(4, 2, 6)},
+        (f32(4, 3, 8),),
+        {"a": Untold((1,)), "b": Untold((1,))},
+    )
+
+
+@case
+def other_factor_of_members_made_positive():
+    return (
+        lambda p, x: x @ (jnp.abs(p["a"]) @ p["b"]),
+        {"a": f32(4, 8, 2), "b": f32(4, 2, 6)},
+        (f32(4, 3, 8),),
+        {"a": Untold((1,)), "b": (1,)},
+    )
+
+
+@case
+def bases_of_members_relations():
+    """R-GCN: what data chose rows of is no factor of the weight."""
+
+    def fn(p, x, r):
+        w = jnp.einsum("rb,bio->rio", p["c"], p["v"])[r]
+        return jnp.einsum("ei,eio->eo", x, w)
+
+    return (
+        lambda p, x, r: jax.vmap(fn, (0, None, None))(p, x, r),
+        {"c": f32(3, 4, 5), "v": f32(3, 5, 8, 2)},
+        (f32(20, 8), i32(20)),
+        {"c": Untold(()), "v": Untold((2,))},
+    )
+
+
+@case
+def masked_bias_of_latents():
+    def fn(p, x):
+        q = p["q"] @ p["w"] + p["b"] * np.float32([1, 0, 1, 0, 1])
+        return jax.nn.softmax(q @ (x @ p["k"]).swapaxes(1, 2))
+
+    params = {"q": f32(4, 6), "w": f32(6, 5), "b": f32(5), "k": f32(8, 5)}
+    return fn, params, (SEQUENCE,), {"q": (), "w": (0,), "b": (), "k": (0,)}
+
+
+@case
+def skips_of_layers_with_gains():
+    """What a loop adds up are scales, if the layers of that loop went into it."""
+
+    def layer(carry, p):
+        h = jnp.tanh(carry[0] @ p["w"])
+        return (h, carry[1] + p["g"] * h), None
+
+    return (
+        lambda p, x: lax.scan(layer, (x, jnp.zeros((3, 8))), p)[0][1],
+        {"g": f32(4, 8), "w": f32(4, 8, 8)},
+        (X,),
+        {"g": Untold(()), "w": (1,)},
+    )
+
+
+@case
 def dropout_of_members_inputs():
     """What is dropped differs from example to example, and is no weight."""
     kept = jax.random.bernoulli(jax.random.key(0), 0.5, (3, 8))

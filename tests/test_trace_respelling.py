@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from respell import BATCH, SPELLINGS, changed, judge, primitives, respelled, vmap_fails
-from trace_everything import SHARED, WHOLE, built, everything, is_known
-from trace_support import REFUSED, answers, f32, promoting
+from trace_everything import SHARED, WHOLE, built, everything, is_known, long
+from trace_support import REFUSED, answers, f32, named, promoting
 
 EVERYTHING = bool(os.environ.get("OPTAX_GC_EVERYTHING"))
 
@@ -42,6 +42,46 @@ def test_an_answer_under_another_spelling_is_the_same_or_a_refusal(spelling):
         wrong += [(name, p, original[p], found[p]) for p in verdicts.get("different", ())]
     assert not wrong, "\n".join(map(str, wrong))
     assert judged
+
+
+# Programs that are others for several members: rows that data chose are weights to members with the
+# same inputs, numbers are vectors, and what made one scale makes several outputs.
+OTHERS_TO_MEMBERS = (
+    *SHARED,
+    "embeddings of relative positions",
+    "non_centered_prior",
+    "rational_activation",
+    "gain_and_bias_of_positions_before_a_mean",
+    "composite",  # JAX cannot map over it
+    "ragged_dot",
+)
+
+
+def stacked(tree):
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct((3, *s.shape), s.dtype), tree)
+
+
+@pytest.mark.parametrize("inputs", ["shared", "their own"])
+def test_members_of_an_ensemble_get_the_axes_of_one_or_are_refused(inputs):
+    """The members' axis, which comes first, is none that anything is contracted over."""
+    axis = None if inputs == "shared" else 0
+    wrong, judged = [], 0
+    for name, (fn, params, *args), one, expected in programs():
+        if any(other in name for other in OTHERS_TO_MEMBERS):
+            continue
+        members = jax.vmap(fn, (0, *[axis] * len(args)))
+        found = answers(members, stacked(params), *(args if axis is None else stacked(args)))
+        judged += len(found)
+        for path, leaf in named(params).items():
+            behind = lambda a, n=leaf.shape: a if a == REFUSED else tuple(i + 1 for i in long(a, n))  # noqa: E731
+            got = found[path] if found[path] == REFUSED else long(found[path], (3, *leaf.shape))
+            right = {behind(one[path]), REFUSED}
+            if one[path] == REFUSED and expected:
+                right |= {behind(answer) for answer in expected[path]}
+            if got not in right:
+                wrong.append((name, path, one[path], got))
+    assert not wrong, "\n".join(map(str, wrong))
+    assert judged > 2000
 
 
 def values_of(tree):

@@ -485,7 +485,7 @@ def added(
     for p, dims, *_ in t.nodes:
         repeated = besides(rows, dims)
         for e in echoes:
-            if e.oriented and not e.bent and not met(dims, e.dims) and axes_of(dims):
+            if e.oriented and not e.bent and _are_across(dims, e.dims):
                 trace.refuse(e.oriented, Why.EITHER)  # a vector along the rows says the opposite
         learned = frozenset().union(*(e.learned for e in products if met(e.rows, dims)))
         layer = any(met(dims, e.dims) == axes_of(dims) for e in products)
@@ -496,6 +496,11 @@ def added(
         told = {"repeated": repeated, "layer": layer, "learned": learned, "loops": loops}
         left.append(Echo(itself, "added", dims, rows, **told))
     return left
+
+
+def _are_across(a: Dims, b: Dims) -> bool:
+    """Whether two vectors are along different dimensions, but for copies."""
+    return besides(a, b) and besides(b, a)
 
 
 def bend(trace: "Walk", values: Sequence[Value], shape: Shape) -> Value:

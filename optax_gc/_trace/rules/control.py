@@ -210,7 +210,9 @@ def _summed_by_loop(
         total = summed(trace, steps, (0,))
         terms += total.terms
         echoes += total.echoes
-    return value._replace(terms=once(terms), echoes=regrouped(echoes))
+    # What was refused or settled leaves the terms, and the value varies as before.
+    varies = value.support if value.kind == Kind.DATA else value.varies
+    return value._replace(varies=varies, terms=once(terms), echoes=regrouped(echoes))
 
 
 def _of_others(parts: frozenset[Part], key: Any) -> frozenset[Part]:
