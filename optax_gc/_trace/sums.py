@@ -430,7 +430,7 @@ def _sum_with_data(s: _Sum) -> Result:
 def _adds_up_rows(s: _Sum) -> bool:
     """Whether rows of a table are added up, or each of several tables' rows that data chose."""
     t = s.t
-    if t.picked is None:
+    if t.picked is None or not any(s.gone):
         return False
     picked = s.at(t.picked)
     tables = all(gone <= met(s.at(n.dims), picked) for n, gone in zip(t.nodes, s.gone, strict=True))
@@ -446,7 +446,8 @@ def _sum_with_bent(s: _Sum) -> Result:
         if not n.bent:
             continue
         data = vary(data, n.dims)
-        if own_axes(n) - met(n.dims, t.data) and met(n.dims, t.data):
+        shared = met(n.dims, t.data)
+        if s.gone[i] & shared and own_axes(n) - shared:
             s.trace.refuse([n.param], Why.BENT_PRODUCT, s.gone[i])
         else:
             s.trace.use([n.param], "elementwise")
