@@ -237,9 +237,11 @@ class _Sum:
 
     def is_scale(self, i: int, ends: Sequence[int]) -> bool:
         """Whether another node has more outputs, so that this one scales its inputs."""
-        dims, _ = self._outputs(i)
-        others = [self._outputs(j)[0] for j in ends]
-        return any(besides(other, dims) and not besides(dims, other) for other in others)
+        dims, slices = self._outputs(i)
+        return any(
+            besides(other, dims) and not besides(dims, other) and slices <= others
+            for other, others in map(self._outputs, ends)
+        )
 
     def have_equal_outputs(self, ends: Sequence[int]) -> bool:
         """Whether nodes have the same outputs, as factors of one weight have."""

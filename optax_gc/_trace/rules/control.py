@@ -262,7 +262,11 @@ def _stacked(y: Value, shape: Shape, key: Hashable, length: int) -> Value:
         )
 
     stacked = y.plain().moved(repeated, shape, lambda t: t.moved(repeated, varied, node), echo)
-    return stacked._replace(varies=varied(y.varies), loops=y.loops - {key})
+    # Of slices that differ from step to step, no constants beside them need to.
+    slices = any(part.key == key for t in y.terms for n in t.nodes for part in n.parts)
+    plain = slices and y.kind != Kind.DATA and not any(map(has_axes, y.varies))
+    varies = stacked.varies if plain else varied(y.varies)
+    return stacked._replace(varies=varies, loops=y.loops - {key})
 
 
 def while_(trace: "Walk", eqn: Any, *values: Value) -> list[Value]:
