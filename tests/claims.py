@@ -7,9 +7,8 @@ of that shows when the program is run.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from respell import RULES as SPELLED
-from respell import Respeller
-from trace_support import promoting
+from respell import Respeller, respelled
+from trace_support import promoting, values_of
 
 from optax_gc._trace import rules, walk
 from optax_gc._trace.values import Value
@@ -26,26 +25,6 @@ class Watched(Respeller):
         outs = super().equation(eqn, values)
         self.made[id(eqn)] = outs
         return outs
-
-
-def numbers(leaf, rng):
-    """Some numbers of a shape and dtype; small whole ones for integers."""
-    if isinstance(leaf, np.ndarray | jax.Array):
-        return leaf
-    if jnp.issubdtype(leaf.dtype, jnp.inexact):
-        return jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype)
-    return jnp.asarray(rng.integers(0, 2, leaf.shape), leaf.dtype)
-
-
-def flat(fn, params, *args):
-    """The jaxpr of a program without its calls, and how many of its inputs are parameters."""
-    leaves, treedef = jax.tree.flatten((params, args))
-    run = lambda *leaves: (lambda p, a: fn(p, *a))(*jax.tree.unflatten(treedef, leaves))  # noqa: E731
-    with promoting():
-        closed = jax.make_jaxpr(run)(*leaves)
-        inlined = Respeller(SPELLED["calls inlined"])
-        closed = jax.make_jaxpr(lambda *xs: inlined.run(closed.jaxpr, closed.consts, xs))(*leaves)
-    return closed, len(jax.tree.leaves(params)), leaves
 
 
 def said(closed, n_params, n_inputs):
@@ -71,12 +50,14 @@ def said(closed, n_params, n_inputs):
 
 def false_claims(fn, params, *args):
     """(primitive, what is said of its result) of all that is not so."""
-    closed, n, leaves = flat(fn, params, *args)
-    found = said(closed, n, len(leaves) - n)
-    watched = Watched()
-    rng = np.random.default_rng(0)
     with promoting():
-        watched.run(closed.jaxpr, closed.consts, [numbers(leaf, rng) for leaf in leaves])
+        inlined = respelled("calls inlined", fn, params, *args)
+        closed = jax.make_jaxpr(inlined)(params, *args)
+        inputs = jax.tree.leaves(values_of((params, args)))
+        n = len(jax.tree.leaves(params))
+        found = said(closed, n, len(inputs) - n)
+        watched = Watched()
+        watched.run(closed.jaxpr, closed.consts, inputs)
     return [
         (eqn.primitive.name, claim)
         for eqn in closed.jaxpr.eqns

@@ -100,12 +100,12 @@ def dense(h, w):
     return h @ w
 
 
+HELPERS = (
+    normalized, over_norm, convolved, depthwise, upsampled, recurrent, decaying, blocked, sharded,
+    by_vmap, of_members, written, fields, dense,
+)  # fmt: skip
 NAMES = {"jax": jax, "jnp": jnp, "lax": lax, "np": np, "K": constant}
-NAMES |= {"normalized": normalized, "over_norm": over_norm, "convolved": convolved}
-NAMES |= {
-    f.__name__: f for f in (depthwise, upsampled, recurrent, decaying, blocked, sharded, by_vmap)
-}
-NAMES |= {"dense": dense, "of_members": of_members, "written": written, "fields": fields}
+NAMES |= {f.__name__: f for f in HELPERS}
 BATCH, ROWS = 3, 9
 ADDED = ()  # the part of a bias, a scale or a position
 TABLE = "table"  # of which inputs choose rows
@@ -350,11 +350,7 @@ class Builder:
             "permuted": lambda: f"{make(*shape)}[..., np.arange({f})[::-1]]",
             "the largest": lambda: f"lax.top_k({make(*lead, f + 2)}, {f})[0]",
             "spectrum": lambda: f"jnp.fft.fft({make(*shape)}).real",
-            "relu": lambda: (
-                f"jax.nn.{self.draw(['relu', 'gelu', 'silu', 'glu'])}({make(*shape)})".replace(
-                    "glu(", "relu("
-                )
-            ),
+            "relu": lambda: f"jax.nn.{self.draw(['relu', 'gelu', 'silu'])}({make(*shape)})",
             "two of a product": lambda: (
                 f"(lambda a, b: a * jax.nn.silu(b))(*jnp.split({make(*lead, k)} @ "
                 f"{weight((0,), k, 2 * f)}, 2, -1))"

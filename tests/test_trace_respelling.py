@@ -11,8 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from respell import BATCH, SPELLINGS, changed, judge, primitives, respelled, vmap_fails
-from trace_everything import SHARED, WHOLE, built, everything, is_known, long
-from trace_support import REFUSED, answers, f32, named, promoting
+from trace_everything import (
+    OTHERS_TO_MEMBERS,
+    SHARED,
+    WHOLE,
+    built,
+    everything,
+    is_known,
+    judged,
+)
+from trace_support import REFUSED, answers, f32, promoting, values_of
 
 EVERYTHING = bool(os.environ.get("OPTAX_GC_EVERYTHING"))
 
@@ -44,19 +52,6 @@ def test_an_answer_under_another_spelling_is_the_same_or_a_refusal(spelling):
     assert judged
 
 
-# Programs that are others for several members: rows that data chose are weights to members with the
-# same inputs, numbers are vectors, and what made one scale makes several outputs.
-OTHERS_TO_MEMBERS = (
-    *SHARED,
-    "embeddings of relative positions",
-    "non_centered_prior",
-    "rational_activation",
-    "gain_and_bias_of_positions_before_a_mean",
-    "composite",  # JAX cannot map over it
-    "ragged_dot",
-)
-
-
 def stacked(tree):
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct((3, *s.shape), s.dtype), tree)
 
@@ -65,37 +60,23 @@ def stacked(tree):
 def test_members_of_an_ensemble_get_the_axes_of_one_or_are_refused(inputs):
     """The members' axis, which comes first, is none that anything is contracted over."""
     axis = None if inputs == "shared" else 0
-    wrong, judged = [], 0
-    for name, (fn, params, *args), one, expected in programs():
-        if any(other in name for other in OTHERS_TO_MEMBERS):
+    behind = lambda a: a if a == REFUSED else tuple(i + 1 for i in a)  # noqa: E731
+    wrong, count = [], 0
+    for name, program, one, expected in programs():
+        with promoting():
+            fails = vmap_fails(program)
+        if fails or any(other in name for other in OTHERS_TO_MEMBERS):
             continue
+        fn, params, *args = program
         members = jax.vmap(fn, (0, *[axis] * len(args)))
         found = answers(members, stacked(params), *(args if axis is None else stacked(args)))
-        judged += len(found)
-        for path, leaf in named(params).items():
-            behind = lambda a, n=leaf.shape: a if a == REFUSED else tuple(i + 1 for i in long(a, n))  # noqa: E731
-            got = found[path] if found[path] == REFUSED else long(found[path], (3, *leaf.shape))
-            right = {behind(one[path]), REFUSED}
-            if one[path] == REFUSED and expected:
-                right |= {behind(answer) for answer in expected[path]}
-            if got not in right:
-                wrong.append((name, path, one[path], got))
+        right = expected and {path: set(map(behind, of)) for path, of in expected.items()}
+        original = {path: behind(axes) for path, axes in one.items()}
+        different = judged(found, original, right, stacked(params))["different"]
+        wrong += [(name, path, one[path], found[path]) for path in different]
+        count += len(found)
     assert not wrong, "\n".join(map(str, wrong))
-    assert judged > 2000
-
-
-def values_of(tree):
-    """Non-uniform numbers of the shapes of a tree; keys, where it has keys."""
-    rng = np.random.default_rng(0)
-
-    def value(leaf):
-        if isinstance(leaf, jax.Array):
-            return leaf
-        if jnp.issubdtype(leaf.dtype, jnp.inexact):
-            return jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype)
-        return jnp.asarray(rng.integers(0, 2, leaf.shape), leaf.dtype)
-
-    return jax.tree.map(value, tree)
+    assert count > 2000
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)

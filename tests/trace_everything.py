@@ -88,6 +88,16 @@ SHARED = (
     "a weight and an activation that a loop swaps",
 )
 
+# Programs that are others for several members: rows that data chose are weights to members with the
+# same inputs, numbers are vectors, and what made one scale makes several outputs.
+OTHERS_TO_MEMBERS = (
+    *SHARED,
+    "embeddings of relative positions",
+    "non_centered_prior",
+    "rational_activation",
+    "gain_and_bias_of_positions_before_a_mean",
+)
+
 
 def is_known(name: str) -> bool:
     """Whether another spelling of a program may be answered differently."""

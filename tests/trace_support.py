@@ -47,6 +47,20 @@ def promoting():
         yield
 
 
+def values_of(tree):
+    """Non-uniform numbers of the shapes of a tree; arrays, keys among them, as they are."""
+    rng = np.random.default_rng(0)
+
+    def value(leaf):
+        if isinstance(leaf, np.ndarray | jax.Array):
+            return leaf
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype)
+        return jnp.asarray(rng.integers(0, 2, leaf.shape), leaf.dtype)
+
+    return jax.tree.map(value, tree)
+
+
 def named(params):
     """{name: leaf} of a tree of parameters."""
     leaves = jax.tree_util.tree_leaves_with_path(params)

@@ -152,12 +152,7 @@ def _times(a: Value, b: Value, number: bool) -> list[Term]:
         return []
     if number and not constant:
         return list(a.terms)
-    return [_with_constants(t, varies) for t in a.terms]
-
-
-def _with_constants(t: Term, varies: Dims) -> Term:
-    """A term times constants."""
-    return t._replace(constants=varies if t.constants is None else vary(t.constants, varies))
+    return [t.with_constants(varies) for t in a.terms]
 
 
 def _has_constants_beside(value: Value) -> bool:
@@ -492,9 +487,8 @@ def added(
         if t.picked is None:
             scalar = not repeated and not any(p in e.params for e in products)
             trace.use([p], "scalar" if scalar else "elementwise")
-        itself = frozenset({p})
-        told = {"repeated": repeated, "layer": layer, "learned": learned, "loops": loops}
-        left.append(Echo(itself, "added", dims, rows, **told))
+        echo = Echo(frozenset({p}), "added", dims, rows, repeated=repeated, layer=layer)
+        left.append(echo._replace(learned=learned, loops=loops))
     return left
 
 
@@ -521,7 +515,7 @@ def bent(trace: "Walk", value: Value) -> Value:
     if value.kind != Kind.DATA:
         terms = tuple([t._replace(bent=not t.is_image, curved=True) for t in value.terms])
         if axes_of(value.varies):  # constants that were added are a summand no more
-            terms = tuple([_with_constants(t, value.varies) for t in terms])
+            terms = tuple([t.with_constants(value.varies) for t in terms])
         return value._replace(terms=terms)
     support = value.support
     terms, echoes = [], []

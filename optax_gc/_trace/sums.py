@@ -6,7 +6,7 @@ are read as that, so that one rule decides every contraction however it is spell
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .digits import (
     NONE,
@@ -207,12 +207,8 @@ class _Sum:
         pairs = rows & frozenset(a for dim in cut for f in dim if f.stride == 0 for a in f.axes)
         return axes_of(without(dims, data)) - (rows & met(dims, data)) - pairs
 
-    def _outputs(self, i: int) -> tuple[Dims, set[Any]]:
-        """What a node, or what edges lead to from it, varies along and data does not.
-
-        Returns:
-          Dimensions that stay, and slices that a loop or a shard takes of axes that are not summed.
-        """
+    def outputs(self, i: int) -> "_Outputs":
+        """Those of a node, and of what edges lead to from it."""
         found, frontier = {i}, [i]
         while frontier:
             j = frontier.pop()
@@ -220,42 +216,21 @@ class _Sum:
             found |= near
             frontier += near - {CONSTANT}
         there = [(self.gone[j], n) for j, n in enumerate(self.t.nodes) if j in found]
-        slices = {
+        slices = frozenset(
             part.key
             for gone, n in there
             for part in n.parts
             if part.place is None and not part.axes & gone
-        }
+        )
         dims = [n.dims for _, n in there]
         if CONSTANT in found and self.t.constants is not None:
             dims.append(self.t.constants)
-        return self._apart(functools.reduce(vary, dims)), slices
+        return _Outputs(self.apart(functools.reduce(vary, dims)), slices)
 
-    def _apart(self, dims: Dims) -> Dims:
+    def apart(self, dims: Dims) -> Dims:
+        """The dimensions that stay, where data does not vary along them too."""
         assert self.t.data is not None
         return without(self.blank(dims), self.blank(self.t.data))
-
-    def is_scale(self, i: int, ends: Sequence[int]) -> bool:
-        """Whether another node has more outputs, so that this one scales its inputs."""
-        dims, slices = self._outputs(i)
-        return any(
-            besides(other, dims) and not besides(dims, other) and slices <= others
-            for other, others in map(self._outputs, ends)
-        )
-
-    def have_equal_outputs(self, ends: Sequence[int]) -> bool:
-        """Whether nodes have the same outputs, as factors of one weight have."""
-        outputs = [self._outputs(i) for i in ends]
-        return not any(
-            slices != others or besides(here, there)
-            for here, slices in outputs
-            for there, others in outputs
-        )
-
-    def has_less_than_constants(self, i: int) -> bool:
-        """Whether constants have outputs that a node has not."""
-        assert self.t.constants is not None
-        return besides(self._apart(self.t.constants), self._outputs(i)[0])
 
     def shared(self, i: int) -> AxisSet:
         """The axes of a node that stay and that data varies along too."""
@@ -278,6 +253,22 @@ class _Sum:
                 self.trace.refuse([node.param], why, axes)
             else:
                 self.trace.use([node.param], "elementwise")
+
+
+class _Outputs(NamedTuple):
+    """What a factor varies along that stays, and that data does not vary along."""
+
+    dims: Dims
+    slices: frozenset[Any]  # that a loop or a shard takes of axes that are not summed
+
+    def are_fewer(self, others: "_Outputs") -> bool:
+        """Whether another factor has all of these and more, so that this scales its inputs."""
+        more = besides(others.dims, self.dims) and not besides(self.dims, others.dims)
+        return more and self.slices <= others.slices
+
+    def are_others(self, others: "_Outputs") -> bool:
+        """Whether another factor has not all of these, or is seen in other slices."""
+        return self.slices != others.slices or besides(self.dims, others.dims)
 
 
 Result = tuple[list[Term], list[Echo]]
@@ -413,12 +404,15 @@ def _sum_with_data(s: _Sum) -> Result:
         s.refuse(list(roots), refusal or Why.TWO_SIDES, fan_in or {})
         return [], []
     ends = [i for i in weights if i in roots and s.alone[i]]
-    scales = [i for i in ends if s.is_scale(i, ends)]
+    outputs = {i: s.outputs(i) for i in ends}
+    scales = [i for i in ends if any(outputs[i].are_fewer(o) for o in outputs.values())]
     weights = [i for i in weights if i not in scales]
-    if not s.have_equal_outputs([i for i in ends if i not in scales]):
+    factors = [outputs[i] for i in ends if i not in scales]
+    if any(a.are_others(b) for a in factors for b in factors):
         s.refuse(ends, Why.TWO_SIDES, {})
         return [], []
-    if by_constants and not t.edges and any(map(s.has_less_than_constants, ends)):
+    frozen = s.apart(t.constants) if t.constants is not None and by_constants else None
+    if frozen and not t.edges and any(besides(frozen, o.dims) for o in outputs.values()):
         s.refuse(ends, Why.SCALE, {})
         return [], []
     if t.bent and any(t.edges):

@@ -105,6 +105,12 @@ class Term(NamedTuple):
             hot=_moved(self.hot, f),
         )
 
+    def with_constants(self, varies: Dims) -> "Term":
+        """The term times constants that vary along some dimensions."""
+        return self._replace(
+            constants=varies if self.constants is None else vary(self.constants, varies)
+        )
+
     @property
     def params(self) -> list[int]:
         """The parameters in it."""
@@ -154,7 +160,7 @@ class Echo(NamedTuple):
     fan_in: AxisSet = NONE
     whole: Dims | None = None  # its digits with those that the data shared, until it is settled
     seen: int = 0  # if slices were used, what the data was computed from
-    loops: frozenset[Hashable] = frozenset()  # and what carries it
+    loops: frozenset[Hashable] = frozenset()  # that carry this data, or the sum it was added in
 
     def moved(self, f: Move, data: Move | None = None) -> "Echo":
         """The echo after an operation that moves elements, those of data by `data` if given."""

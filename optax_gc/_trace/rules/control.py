@@ -110,8 +110,8 @@ def _fixpoint(
         with trace.not_recording():
             after = step(carry)[:n]
             again = [
-                _begun(join(trace, pair), start)
-                for pair, start in zip(zip(carry, after, strict=True), init, strict=True)
+                _begun(join(trace, (before, now)), start)
+                for before, now, start in zip(carry, after, init, strict=True)
             ]
         if _equal(again, carry):
             results = step(carry)
@@ -188,16 +188,16 @@ def _summed_by_loop(
         if not new:
             terms.append(t)
             continue
+        scale = t.data is not None and all(own_axes(n) <= met(n.dims, t.data) for n in t.nodes)
         if t.data is not None and key in t.loops:
             of_step = [n for n in t.nodes if n.parts & new]
             residual = all((t.seen & ~seen) >> n.param & 1 for n in of_step)
-            if residual and all(own_axes(n) <= met(n.dims, t.data) for n in t.nodes):
+            if residual and scale:
                 trace.use(t.params, "elementwise")
                 continue
             if any(t.seen >> n.param & 1 for n in of_step):
                 trace.refuse(t.params, Why.SLICES)
                 continue
-        scale = t.data is not None and all(own_axes(n) <= met(n.dims, t.data) for n in t.nodes)
         if any(part.key != key for part in new):
             trace.refuse(t.params, Why.SLICES)
         elif scale and trace.is_seen_of(key, t.seen):

@@ -57,7 +57,7 @@ def in_part(value: Value, along: Iterable[int]) -> Value:
             return t._replace(data=vary(t.data, mask))
         if not besides(mask, t.support):
             return t
-        return t._replace(constants=mask if t.constants is None else vary(t.constants, mask))
+        return t.with_constants(mask)
 
     varies = value.varies
     if value.kind == Kind.DATA or not value.terms:
