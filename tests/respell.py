@@ -51,7 +51,7 @@ class Respeller:
             outs = rule(self, eqn, *values) if rule else None
             if outs is not None:
                 return outs if isinstance(outs, list) else [outs]
-        params = eqn.params if name == "shard_map" else self.with_inner(eqn.params)
+        params = eqn.params if name in ("shard_map", "xla_pmap") else self.with_inner(eqn.params)
         params = eqn.primitive.get_bind_params(params)
         functions, params = params if isinstance(params, tuple) else ((), params)
         outs = eqn.primitive.bind(*functions, *values, **params)

@@ -1310,6 +1310,32 @@ def weights_adapted_by_an_inner_loop():
     return fn, AB, inputs, {"a": Untold((0,)), "b": Untold((0,))}
 
 
+@case
+def weight_after_a_scale_inside_a_nonlinearity():
+    return (
+        lambda p, x: (jnp.tanh(x[:, :, None] * p["scale"]) * p["w"]).sum(1),
+        {"scale": f32(6), "w": W},
+        (X,),
+        {"scale": (), "w": (0,)},
+    )
+
+
+@case
+def scale_that_is_a_mean():
+    return lambda p, x: jnp.tanh(x * p.mean(0)), f32(5, 8), (X,), {"params": ()}
+
+
+@case
+def gain_of_a_norm_before_one_output():
+    """A value head."""
+    return (
+        lambda p, x: (x * p["gain"]) @ p["w"],
+        {"gain": f32(8), "w": f32(8, 1)},
+        (X,),
+        {"gain": (), "w": (0,)},
+    )
+
+
 @pytest.mark.parametrize("build", CASES, ids=[build.__name__ for build in CASES])
 def test_a_weight_is_told_or_refused_by_no_more_than_the_computation_shows(build):
     fn, params, args, expected = build()

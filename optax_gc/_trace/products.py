@@ -483,12 +483,13 @@ def added(
             if e.oriented and not e.bent and _are_across(dims, e.dims):
                 trace.refuse(e.oriented, Why.EITHER)  # a vector along the rows says the opposite
         learned = frozenset().union(*(e.learned for e in products if met(e.rows, dims)))
-        layer = any(met(dims, e.dims) == axes_of(dims) for e in products)
         if t.picked is None:
             scalar = not repeated and not any(p in e.params for e in products)
             trace.use([p], "scalar" if scalar else "elementwise")
-        echo = Echo(frozenset({p}), "added", dims, rows, repeated=repeated, layer=layer)
-        left.append(echo._replace(learned=learned, loops=loops))
+        itself = frozenset({p})
+        left.append(
+            Echo(itself, "added", dims, rows, repeated=repeated, learned=learned, loops=loops)
+        )
     return left
 
 

@@ -17,7 +17,6 @@ from .digits import (
     besides,
     foreign,
     has_axes,
-    long_axes,
     lost,
     met,
     vary,
@@ -95,8 +94,7 @@ def _with_rows(
 
     def shows(v: Value, onto: Onto, other: Onto) -> bool:
         free = [d for d, e in zip(onto[:n], other[:n], strict=True) if d is not None and e is None]
-        dims = [d for d in free if v.shape[d] > 1]
-        rows = any(not has_axes(v.support[d]) for d in dims)
+        rows = any(v.shape[d] > 1 and not has_axes(v.support[d]) for d in free)
         return rows or (bool(v.terms) and all(t.curved for t in v.terms))
 
     of_a, of_b = shows(a, a_onto, b_onto), shows(b, b_onto, a_onto)
@@ -281,8 +279,6 @@ def _sum_without_data(s: _Sum) -> Result:
     if not summed_nodes:
         return [s.rest()], []
     constant = t.constants is not None and any(has_axes(d) for d in s.at(t.constants))
-    if t.data is not None and t.bent and len(t.nodes) == 1:
-        return _sum_bent(s)
     if t.data is not None:
         return _sum_beside_data(s, summed_nodes, constant)
     if t.bent and t.edges and any(sum(has_axes(n.dims[d]) for n in t.nodes) > 1 for d in s.over):
@@ -313,9 +309,9 @@ def _sum_without_data(s: _Sum) -> Result:
     return [rest], []
 
 
-def _statistic(s: _Sum, n: Node, axes: AxisSet, rows: Dims | None = None, why: str = "") -> Echo:
+def _statistic(s: _Sum, n: Node, axes: AxisSet, why: str = "") -> Echo:
     """What is left of a parameter that was summed over some axes, with all of its product."""
-    rows = foreign(s.value.shape) if rows is None else rows
+    rows = foreign(s.value.shape)
     params = frozenset(s.t.params if s.t.data is None else [n.param])
     return Echo(
         params, "statistic", s.blank(n.dims), rows,
@@ -335,7 +331,7 @@ def _sum_bent(s: _Sum) -> Result:
     if not (s.gone[0] & shared and axes_of(s.blank(node.dims)) - shared):
         s.trace.use(t.params, "elementwise")
         return [], []
-    return [], [_statistic(s, node, s.gone[0], s.blank(t.data), Why.BENT_PRODUCT)]
+    return [], [_statistic(s, node, s.gone[0], Why.BENT_PRODUCT)]
 
 
 def _sum_beside_data(s: _Sum, nodes: Sequence[int], constant: bool) -> Result:
@@ -397,7 +393,7 @@ def _sum_with_data(s: _Sum) -> Result:
     refusal = _why_unclear(s, [i for i in roots if i in weights or not weights], data)
     if refusal == t.unsure and t.picked is not None and not weights:
         refusal = ""  # a product of rows of two tables
-    if refusal and _is_scale(s, roots):
+    if _is_scale(s, roots):
         s.trace.use(t.params, "elementwise")
         return [], []
     if fan_in is None or refusal:
@@ -429,8 +425,7 @@ def _adds_up_rows(s: _Sum) -> bool:
     if t.picked is None or not any(s.gone):
         return False
     picked = s.at(t.picked)
-    tables = all(gone <= met(s.at(n.dims), picked) for n, gone in zip(t.nodes, s.gone, strict=True))
-    return tables or (t.is_rows and len(t.nodes) == 1)
+    return all(gone <= met(s.at(n.dims), picked) for n, gone in zip(t.nodes, s.gone, strict=True))
 
 
 def _sum_with_bent(s: _Sum) -> Result:
@@ -524,12 +519,9 @@ def _without_outputs(s: _Sum, fan_in: dict[int, AxisSet]) -> Result:
         elif _is_table((*rest, *(part.dim for part in node.parts))):
             trace.use(t.params, "lookup")
             return [], []
-        elif _is_scale(s, fan_in):
-            trace.use(t.params, "elementwise")
-            return [], []
         elif t.constants is not None and all(_in(t.constants, d) for d in (s.over, s.stay)):
             pass  # constants tell which of its elements is an output, as on a diagonal
-        elif not s.dot and any(_in(e.dims, s.over) for e in s.value.echoes if _is_bias(e)):
+        elif not s.dot and any(_in(e.dims, s.over) for e in s.value.echoes if e.how == "added"):
             pass  # a bias that is summed too says that it is a scale
         elif not t.bent and t.rows is None and (s.dot or own_axes(node._replace(dims=rest))):
             return _settled(s, fan_in, [0])
@@ -543,16 +535,9 @@ def _without_outputs(s: _Sum, fan_in: dict[int, AxisSet]) -> Result:
         return _settled(s, fan_in, single)
     if not s.dot and not t.edges and t.data is not None:
         # In a norm, the mean is subtracted from what it is the mean of.
-        echoes = [
-            _statistic(s, n, s.gone[i], s.blank(t.data), Why.SCALE) for i, n in enumerate(t.nodes)
-        ]
-        return [], echoes
+        return [], [_statistic(s, n, s.gone[i], Why.SCALE) for i, n in enumerate(t.nodes)]
     s.refuse(list(fan_in), Why.SCALE, fan_in)
     return [], []
-
-
-def _is_bias(e: Echo) -> bool:
-    return e.how == "added" and not e.bent
 
 
 def _is_scale(s: _Sum, fan_in: dict[int, AxisSet]) -> bool:
@@ -578,10 +563,7 @@ def _settled(s: _Sum, fan_in: dict[int, AxisSet], weights: Sequence[int]) -> Res
     assert t.data is not None
     rows = s.blank(t.data)
     for i, n in enumerate(t.nodes):
-        if i in weights and t.picked is None and _lacks(s, i):
-            s.trace.refuse([n.param], Why.PARTLY, fan_in[i])
-            s.trace.refuse(t.learned, Why.PARTLY)
-        elif i in weights:
+        if i in weights:
             # Axes of length 1 have no role, yet among contracted ones they belong to the fan-in.
             ones = frozenset(a for dim in s.at(n.dims) for f in dim for a in f.axes if f.size == 1)
             record_weight(s.trace, t, i, fan_in[i] | ones, s.alone[i], s.shared(i))
@@ -596,13 +578,6 @@ def _settled(s: _Sum, fan_in: dict[int, AxisSet], weights: Sequence[int]) -> Res
         else:
             s.trace.use([n.param], "elementwise" if t.picked is None else "lookup")
     return [], echoes
-
-
-def _lacks(s: _Sum, i: int) -> AxisSet:
-    """The axes of a node that were cut away when it was multiplied by data already."""
-    node = s.t.nodes[i]
-    there = own_axes(node) | NONE.union(*[part.axes for part in node.parts])
-    return long_axes(s.trace.shapes[node.param]) - there - summed_axes(s.t, i)
 
 
 def _sum_echo(
@@ -642,9 +617,9 @@ def _sum_echo(
         shared = NONE if e.others is None else met(rest.dims, blank(e.others))
         beside = rest.dims if e.others is None else vary(rest.dims, blank(e.others))
         repeated = besides(blank(e.rows), beside)
-        noise = e.how == "added" and not e.repeated and not e.layer
+        noise = e.how == "added" and not e.repeated
         batch = not e.learned or met(blank(e.rows), blank(e.data))
-        first = trace.constants_are_data and e.raw and e.how == "used"
+        first = trace.constants_are_data and e.raw
         if e.how == "statistic" and not (weighted and e.bent):
             trace.refuse(e.params, Why.STATISTIC, gone)
         elif weighted:

@@ -147,7 +147,6 @@ class Echo(NamedTuple):
     raw: bool = False  # that data is of constants alone
     bent: bool = False
     repeated: bool = True  # when it met that data, along some digit of that
-    layer: bool = False  # that data is a product with another parameter: it is its bias
     ones: bool = False  # the parameter has an axis of length 1, which may be its one output
     learned: frozenset[int] = frozenset()  # the parameters that this data is
     network: bool = False  # used in a product with other parameters
