@@ -1336,6 +1336,92 @@ def gain_of_a_norm_before_one_output():
     )
 
 
+# ---- Rows that data chose, beside another use of what they are rows of.
+
+
+@case
+def output_layer_of_which_label_rows_are_taken_too():
+    """Cross-entropy that saves memory; Q values of actions taken beside those of all."""
+
+    def fn(p, x, labels):
+        return jax.nn.logsumexp(x @ p.T, -1) - (x * p[labels]).sum(-1)
+
+    return fn, f32(11, 8), (X, i32(3)), {"params": (1,)}
+
+
+@case
+def the_same_of_one_layer_of_a_stack():
+    def fn(p, x, labels):
+        return jax.nn.logsumexp(x @ p[1], -1) - (x * p[1][:, labels].T).sum(-1)
+
+    return fn, f32(2, 8, 11), (X, i32(3)), {"params": (1,)}
+
+
+@case
+def output_layer_and_class_activation_maps():
+    """The same expression as an entity's embedding times a matrix of inputs."""
+
+    def fn(p, x, labels):
+        return x.mean(1) @ p.T, jnp.einsum("btc,bc->bt", x, p[labels])
+
+    return fn, f32(11, 8), (f32(3, 4, 8), i32(3)), {"params": Untold((1,))}
+
+
+@case
+def one_table_of_a_stack_that_is_tied():
+    def fn(p, i, z):
+        return jnp.einsum("bi,bij->bj", p[0][i], z) @ p[0].T
+
+    return fn, f32(2, 11, 8), (i32(3), f32(3, 8, 8)), {"params": Untold(())}
+
+
+@case
+def chosen_weight_with_a_penalty_on_it():
+    fn = lambda p, x, i: (x @ p[i]).mean() + (p[i] ** 2).sum()  # noqa: E731
+    return fn, f32(3, 8, 6), (X, i32()), {"params": Untold((1,))}
+
+
+@case
+def features_and_their_rows_that_data_chose():
+    return lambda p, x, i: x[:, i] @ p[i], W, (X, i32(4)), {"params": Untold((0,))}
+
+
+# ---- Scales that look like weights.
+
+
+@case
+def weight_with_noise_of_members_before_what_its_norm_scales():
+    fn = lambda p, x, d: (x * jnp.linalg.norm(p)) @ (p + d)  # noqa: E731
+    return (
+        lambda p, x, d: jax.vmap(fn, (None, 0, 0))(p, x, d),
+        W,
+        (f32(3, 5, 8), f32(3, 8, 6)),
+        {"params": Untold((0,))},
+    )
+
+
+@case
+def scales_of_members_before_a_frozen_weight_that_is_an_input():
+    return (
+        lambda p, x, w: jax.vmap(lambda s: (x * s) @ w)(p),
+        f32(3, 8),
+        (X, W),
+        {"params": Untold(())},
+    )
+
+
+@case
+def slopes_of_a_rectifier_before_a_mean():
+    """Keras's PReLU: a slope for each position and channel."""
+    rectified = lambda p, x: jax.nn.relu(x) - p * jax.nn.relu(-x)  # noqa: E731
+    return (
+        lambda p, x: rectified(p["slope"], x).mean(1) @ p["w"],
+        {"slope": f32(4, 8), "w": W},
+        (SEQUENCE,),
+        {"slope": (), "w": (0,)},
+    )
+
+
 @pytest.mark.parametrize("build", CASES, ids=[build.__name__ for build in CASES])
 def test_a_weight_is_told_or_refused_by_no_more_than_the_computation_shows(build):
     fn, params, args, expected = build()

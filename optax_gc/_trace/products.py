@@ -209,6 +209,8 @@ def _gated(a: Value, b: Value) -> Sequence[Echo]:
         # In a loop, what is carried is another activation than what is computed anew.
         same = e.how != "added" or b.loops <= e.loops
         itself = frozenset(p for p in e.params if b.seen >> p & 1) if same else frozenset()
+        if e.how == "added":  # a position that meets itself, not a weight that meets its own scale
+            itself &= frozenset(p for f in b.echoes if f.how == "added" for p in f.params)
         if itself:
             found.append(e._replace(params=itself))
         if rest := e.params - itself:
@@ -327,6 +329,8 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape, is_sum: bool = Fal
     _check_echoes(trace, values)
     if is_sum:
         _check_products(trace, values)
+        if any(v.kind == Kind.DATA and not v.terms for v in values):
+            terms = [t._replace(residual=True) for t in terms]
     blurred = _blurred(values)
     unknown = kind == Kind.PARAMETER and any(map(_is_unknown, values))
     result = Value(

@@ -375,6 +375,9 @@ def _sum_with_data(s: _Sum) -> Result:
         s.refuse(list(roots), Why.TWO_SIDES, {})
         return [], []
     if not roots:
+        if _contracts_rows(s):
+            s.refuse(range(len(t.nodes)), Why.SCALE, {})
+            return [], []
         if not through:
             return [s.rest()], []
         roots = {CONSTANT: NONE}
@@ -394,7 +397,10 @@ def _sum_with_data(s: _Sum) -> Result:
     if refusal == t.unsure and t.picked is not None and not weights:
         refusal = ""  # a product of rows of two tables
     if _is_scale(s, roots):
-        s.trace.use(t.params, "elementwise")
+        if s.alone[0]:  # of several members, or a weight that is multiplied by data first
+            s.refuse([0], Why.SCALE, {})
+        else:
+            trace.use(t.params, "elementwise")
         return [], []
     if fan_in is None or refusal:
         s.refuse(list(roots), refusal or Why.TWO_SIDES, fan_in or {})
@@ -426,6 +432,15 @@ def _adds_up_rows(s: _Sum) -> bool:
         return False
     picked = s.at(t.picked)
     return all(gone <= met(s.at(n.dims), picked) for n, gone in zip(t.nodes, s.gone, strict=True))
+
+
+def _contracts_rows(s: _Sum) -> bool:
+    """Whether rows are summed that data chose once for all examples: features, or a bag of rows."""
+    picked = s.t.picked
+    if picked is None or s.t.is_rows or not any(map(has_axes, s.at(picked))):
+        return False
+    assert s.t.data is not None
+    return not any(map(has_axes, s.blank(picked))) and any(map(has_axes, s.blank(s.t.data)))
 
 
 def _sum_with_bent(s: _Sum) -> Result:
@@ -514,15 +529,17 @@ def _without_outputs(s: _Sum, fan_in: dict[int, AxisSet]) -> Result:
             assert t.data is not None
             shared = bool(met(t.picked, t.data))
             if shared and not (node.parts or 1 in trace.shapes[node.param]):
-                trace.use(t.params, "lookup")
+                trace.use(t.params, "lookup", fan_in[0], why="" if _is_unit(s) else Why.SCALE)
                 return [], []
         elif _is_table((*rest, *(part.dim for part in node.parts))):
             trace.use(t.params, "lookup")
             return [], []
         elif t.constants is not None and all(_in(t.constants, d) for d in (s.over, s.stay)):
             pass  # constants tell which of its elements is an output, as on a diagonal
-        elif not s.dot and any(_in(e.dims, s.over) for e in s.value.echoes if e.how == "added"):
-            pass  # a bias that is summed too says that it is a scale
+        elif not s.dot and (
+            t.residual or any(_in(e.dims, s.over) for e in s.value.echoes if e.how == "added")
+        ):
+            pass  # data or a bias that is summed too says that it is a scale
         elif not t.bent and t.rows is None and (s.dot or own_axes(node._replace(dims=rest))):
             return _settled(s, fan_in, [0])
     single = [
@@ -533,20 +550,26 @@ def _without_outputs(s: _Sum, fan_in: dict[int, AxisSet]) -> Result:
     ]
     if s.dot and len(t.nodes) > 1 and len(single) == 1 and not t.edges and not t.bent:
         return _settled(s, fan_in, single)
-    if not s.dot and not t.edges and t.data is not None:
+    if not s.dot and not t.edges and t.data is not None and (t.picked is None or _is_unit(s)):
         # In a norm, the mean is subtracted from what it is the mean of.
         return [], [_statistic(s, n, s.gone[i], Why.SCALE) for i, n in enumerate(t.nodes)]
     s.refuse(list(fan_in), Why.SCALE, fan_in)
     return [], []
 
 
+def _is_unit(s: _Sum) -> bool:
+    """Whether rows that data chose are those of an output layer: what they meet has no more."""
+    assert s.t.data is not None and s.t.picked is not None
+    return not besides(s.blank(s.t.data), s.blank(s.t.picked))
+
+
 def _is_scale(s: _Sum, fan_in: dict[int, AxisSet]) -> bool:
-    """Whether a parameter without outputs scales data, of which the other data shares not all rows.
+    """Whether a parameter scales data, of which the other data shares not all rows.
 
     Such as queries, scaled before they meet keys.
     """
     t = s.t
-    if len(t.nodes) != 1 or t.rows is None or t.last is None or 0 not in fan_in or s.alone[0]:
+    if len(t.nodes) != 1 or t.rows is None or t.last is None or 0 not in fan_in:
         return False
     return besides(s.blank(t.rows), vary(s.blank(t.nodes[0].dims), s.blank(t.last)))
 

@@ -71,7 +71,8 @@ def record_weight(
     p = t.nodes[i].param
     outputs = (alone | summed_axes(t, i)) - fan_in
     batch = long_axes(trace.shapes[p]) - fan_in - (outputs - shared)
-    trace.use([p], "weight", axes=fan_in, outputs=outputs, batch=batch)
+    chosen = t.picked is not None
+    trace.use([p], "weight", axes=fan_in, outputs=outputs, batch=batch, chosen=chosen)
 
 
 def is_all(trace: "Walk", node: Node, dims: Dims, axes: Iterable[int]) -> bool:

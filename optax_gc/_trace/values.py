@@ -77,6 +77,7 @@ class Term(NamedTuple):
     blurred: str = ""  # the data is made from inputs alone by an operation that is not known
     learned: frozenset[int] = frozenset()  # the parameters that the data is, by evidence of its own
     unrolled: bool = False  # added to a product of another slice of it with data
+    residual: bool = False  # added to other data
     loops: frozenset[Hashable] = frozenset()  # that the data is carried by
     seen: int = 0  # the parameters that the data was computed from, a bit each
 
@@ -270,14 +271,15 @@ def _origin(found: Iterable[Term | Echo]) -> tuple[int, frozenset[Hashable]]:
 
 
 def once(terms: Iterable[Term]) -> tuple[Term, ...]:
-    """Each term once, wherever its data came from."""
+    """Each term once, wherever its data came from and whatever else was added to it."""
     groups: dict[Term, list[Term]] = {}
     for t in terms:
-        groups.setdefault(t._replace(seen=0, loops=frozenset()), []).append(t)
+        groups.setdefault(t._replace(seen=0, loops=frozenset(), residual=False), []).append(t)
     result = []
     for plain, found in groups.items():
         seen, loops = _origin(found)
-        result.append(plain._replace(seen=seen, loops=loops))
+        residual = any([t.residual for t in found])
+        result.append(plain._replace(seen=seen, loops=loops, residual=residual))
     return tuple(result)
 
 
@@ -307,5 +309,6 @@ class Use:
     outputs: AxisSet = NONE
     batch: AxisSet = NONE
     why: str = ""
+    chosen: bool = False  # of rows that data chose
     backward: bool = False  # in a gradient that the function itself takes
     partners: frozenset[tuple[int, AxisSet]] = frozenset()  # one of which may be the weight

@@ -203,7 +203,7 @@ def _summed_by_loop(
         elif scale and trace.is_seen_of(key, t.seen):
             trace.refuse(t.params, Why.SCALE)
         else:
-            slices.append(t)
+            slices.append(t._replace(residual=False))  # the loop's sum begins with that data
     if slices or sliced:
         steps = value._replace(terms=tuple(slices), echoes=sliced)
         steps = _stacked(steps, (length, *value.shape), key, length)
