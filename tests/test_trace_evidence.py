@@ -1418,7 +1418,7 @@ def slopes_of_a_rectifier_before_a_mean():
         lambda p, x: rectified(p["slope"], x).mean(1) @ p["w"],
         {"slope": f32(4, 8), "w": W},
         (SEQUENCE,),
-        {"slope": (), "w": (0,)},
+        {"slope": Untold(()), "w": (0,)},
     )
 
 

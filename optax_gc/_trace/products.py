@@ -209,7 +209,8 @@ def _gated(a: Value, b: Value) -> Sequence[Echo]:
         # In a loop, what is carried is another activation than what is computed anew.
         same = e.how != "added" or b.loops <= e.loops
         itself = frozenset(p for p in e.params if b.seen >> p & 1) if same else frozenset()
-        if e.how == "added":  # a position that meets itself, not a weight that meets its own scale
+        if itself and e.how == "added" and besides(support, a.support):
+            # Positions may meet themselves, but a weight may meet what it scales too.
             itself &= frozenset(p for f in b.echoes if f.how == "added" for p in f.params)
         if itself:
             found.append(e._replace(params=itself))
