@@ -1386,6 +1386,15 @@ def features_and_their_rows_that_data_chose():
     return lambda p, x, i: x[:, i] @ p[i], W, (X, i32(4)), {"params": Untold((0,))}
 
 
+@case
+def pair_of_one_hots_that_are_multiplied_before_they_are_summed():
+    def fn(p, i, j):
+        first, second = jax.nn.one_hot(i, 4), jax.nn.one_hot(j, 5)
+        return (first[:, :, None, None] * p * second[:, None, :, None]).sum((1, 2))
+
+    return fn, f32(4, 5, 6), (i32(3), i32(3)), {"params": ()}
+
+
 # ---- Scales that look like weights.
 
 

@@ -65,10 +65,8 @@ def multiply(trace: "Walk", a: Value, b: Value, shape: Shape) -> Value:
     a, b = aligned(a, shape), aligned(b, shape)
     kind = max(a.kind, b.kind)
     varies = vary(a.varies, b.varies)
-    if a.kind == Kind.DATA:
-        a = with_slices_joined(trace, a, final=b.kind == Kind.PARAMETER)
-    if b.kind == Kind.DATA:
-        b = with_slices_joined(trace, b, final=a.kind == Kind.PARAMETER)
+    a = with_slices_joined(trace, a, final=b.kind == Kind.PARAMETER)
+    b = with_slices_joined(trace, b, final=a.kind == Kind.PARAMETER)
     if not (a.terms or b.terms or a.echoes or b.echoes):
         hot = _hot(a, b)
         return Value(
@@ -142,7 +140,7 @@ def _times(a: Value, b: Value, number: bool) -> list[Term]:
         support = b.support
         return [_with_data(t, b, support) for t in a.terms]
     if b.terms and a.kind == Kind.DATA:
-        return _scaled(a, b)
+        return [_product(s, t) for s, t in itertools.product(a.terms, b.terms)]
     varies = b.varies
     for e in () if b.terms else b.echoes:  # a statistic of other parameters is like a constant
         if not _is_statistic_of(e, a.terms):
@@ -189,14 +187,6 @@ def _is_own_statistic(t: Term, data: Value, support: Dims) -> bool:
     """Whether a product with data is scaled by what was summed from that product."""
     of_it = t.data is not None and not t.is_rows and not besides(support, t.support)
     return of_it and all(data.seen >> n.param & 1 and besides(n.dims, support) for n in t.nodes)
-
-
-def _scaled(a: Value, b: Value) -> list[Term]:
-    """Products with data, times parameters."""
-    return [
-        (t := _product(*pair))._replace(seen=t.seen | a.seen, loops=t.loops | a.loops)
-        for pair in itertools.product(a.terms, b.terms)
-    ]
 
 
 def _gated(a: Value, b: Value) -> Sequence[Echo]:
@@ -308,10 +298,6 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape, is_sum: bool = Fal
             if joins and e.how == "statistic":
                 trace.use(e.params, "pooled" if axes(e) else "scalar")
                 e = Echo(e.params, "added", e.dims, rows)
-            if e.whole is not None and any(
-                met(e.whole, o.support) - axes(e) for o in values if o.kind == Kind.PARAMETER
-            ):
-                e = e._replace(whole=None)  # a bias of its own says that the batch is one
             echoes.append(e._replace(learned=frozenset()) if settled else e)
         if joins and v.terms:
             of_data = [e for other in values if other is not v for e in other.echoes]

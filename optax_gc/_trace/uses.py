@@ -241,9 +241,7 @@ def settle_lookup(trace: "Walk", t: Term) -> None:
 
 def _chosen_axes(trace: "Walk", t: Term, i: int, node: Node) -> AxisSet:
     """The axes of a node that data chose indices of: neither there, nor summed, nor sliced."""
-    windows = [isinstance(part.key[1], int) and part.key[1] > 1 for part in node.parts]
-    sliced = [part.axes for part, w in zip(node.parts, windows, strict=True) if not w]
-    there = own_axes(node).union(summed_axes(t, i), *sliced)
+    there = own_axes(node).union(summed_axes(t, i), *[part.axes for part in node.parts])
     return long_axes(trace.shapes[node.param]) - there
 
 
