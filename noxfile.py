@@ -18,12 +18,6 @@ FLOOR = ["jax==0.7.2", "jaxlib==0.7.2", "optax==0.2.6", "flax==0.12.0"]
 NEWEST = ["jax", "jaxlib", "optax", "flax"]
 # Run once, on README's Python: they are measurements of learning, long, and say nothing of JAX.
 LONG = ["tests/test_notebooks.py", "tests/test_examples.py", "tests/test_language_model.py"]
-# They hold the trace against itself, on the newest JAX of both Pythons.
-REFEREES = [
-    "tests/test_trace_forgetting.py",
-    "tests/test_trace_respelling.py",
-    "tests/test_trace_second_opinion.py",
-]
 # Bounds on what one compiler makes of the library, measured with the newest XLA.
 COMPILED = ["tests/test_overhead.py"]
 # Its examples use what newer versions of Optax have.
@@ -54,7 +48,7 @@ def _without(paths: list[str]) -> list[str]:
 @nox.parametrize("versions", [nox.param(FLOOR, id="floor"), nox.param(NEWEST, id="newest")])
 def tests(session: nox.Session, versions: list[str]) -> None:
     """Everything on the newest versions; on the floor, what is neither long nor of one compiler."""
-    left_out = LONG + COMPILED + EXAMPLES + REFEREES if versions is FLOOR else []
+    left_out = LONG + COMPILED + EXAMPLES if versions is FLOOR else []
     _run(session, versions, *_without(left_out))
 
 

@@ -1354,17 +1354,23 @@ def the_same_of_one_layer_of_a_stack():
     def fn(p, x, labels):
         return jax.nn.logsumexp(x @ p[1], -1) - (x * p[1][:, labels].T).sum(-1)
 
-    return fn, f32(2, 8, 11), (X, i32(3)), {"params": (1,)}
+    return fn, f32(2, 8, 11), (X, i32(3)), {"params": Untold((1,))}
 
 
 @case
 def output_layer_and_class_activation_maps():
-    """The same expression as an entity's embedding times a matrix of inputs."""
-
     def fn(p, x, labels):
         return x.mean(1) @ p.T, jnp.einsum("btc,bc->bt", x, p[labels])
 
-    return fn, f32(11, 8), (f32(3, 4, 8), i32(3)), {"params": Untold((1,))}
+    return fn, f32(11, 8), (f32(3, 4, 8), i32(3)), {"params": (1,)}
+
+
+@case
+def embedding_times_a_matrix_of_inputs_that_is_tied():
+    def fn(p, i, z):
+        return jnp.einsum("bi,bij->bj", p[i], z) @ p.T
+
+    return fn, f32(11, 8), (i32(3), f32(3, 8, 8)), {"params": ()}
 
 
 @case

@@ -73,10 +73,15 @@ def everything(models: bool = True) -> list[tuple[str, Any, dict[str, set[Any]] 
 WHOLE = {"pallas_call", "custom_linear_solve", "pure_callback"}
 # Programs of which another spelling is another program to the tracer: weights made for each example
 # and then taken apart could be activations, a loop over the columns of frozen weights sees one that
-# scales inputs, and what `noinline` hides has no rule.
-KNOWN = ("a mixture of depthwise convolutions", "scales_of_members_before_frozen", "noinline")
+# scales inputs, what `noinline` hides has no rule, and rows that a loop adds up are a bag of rows.
+KNOWN = (
+    "a mixture of depthwise convolutions",
+    "scales_of_members_before_frozen_weights",
+    "noinline",
+    "features_and_their_rows_that_data_chose",
+)
 # The backward program of a lookup by one-hots is that of a dense layer.
-LOOKUPS = ("one-hots", "labels choose", "then_looked_up")
+LOOKUPS = ("one-hots", "one_hots", "labels choose", "then_looked_up")
 # Backwards, what is added to a weight looks like what is added to activations.
 ADDED = ("quantization_with_an_offset", "shared_weight_plus_one")
 # Inputs that are the same for all examples: with one for each, they are rows, not weights.

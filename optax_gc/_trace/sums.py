@@ -223,7 +223,8 @@ class _Sum:
         dims = [n.dims for _, n in there]
         if CONSTANT in found and self.t.constants is not None:
             dims.append(self.t.constants)
-        return _Outputs(self.apart(functools.reduce(vary, dims)), slices)
+        ones = any(f.axes and f.size == 1 for n in dims for dim in self.blank(n) for f in dim)
+        return _Outputs(self.apart(functools.reduce(vary, dims)), ones, slices)
 
     def apart(self, dims: Dims) -> Dims:
         """The dimensions that stay, where data does not vary along them too."""
@@ -257,12 +258,13 @@ class _Outputs(NamedTuple):
     """What a factor varies along that stays, and that data does not vary along."""
 
     dims: Dims
+    ones: bool  # whether it has an axis of length 1 too
     slices: frozenset[Any]  # that a loop or a shard takes of axes that are not summed
 
     def are_fewer(self, others: "_Outputs") -> bool:
         """Whether another factor has all of these and more, so that this scales its inputs."""
-        more = besides(others.dims, self.dims) and not besides(self.dims, others.dims)
-        return more and self.slices <= others.slices
+        more = besides(others.dims, self.dims) or (others.ones and not self.ones)
+        return more and not besides(self.dims, others.dims) and self.slices <= others.slices
 
     def are_others(self, others: "_Outputs") -> bool:
         """Whether another factor has not all of these, or is seen in other slices."""
@@ -422,6 +424,9 @@ def _sum_with_data(s: _Sum) -> Result:
         return [], []
     if not weights:
         return _without_outputs(s, fan_in)
+    if t.residual and not s.dot:
+        s.refuse(weights, Why.SCALE, fan_in)
+        return [], []
     return _settled(s, fan_in, weights)
 
 
@@ -529,7 +534,7 @@ def _without_outputs(s: _Sum, fan_in: dict[int, AxisSet]) -> Result:
             assert t.data is not None
             shared = bool(met(t.picked, t.data))
             if shared and not (node.parts or 1 in trace.shapes[node.param]):
-                trace.use(t.params, "lookup", fan_in[0], why="" if _is_unit(s) else Why.SCALE)
+                trace.use(t.params, "lookup", fan_in[0], fed=bool(t.seen >> node.param & 1))
                 return [], []
         elif _is_table((*rest, *(part.dim for part in node.parts))):
             trace.use(t.params, "lookup")
@@ -550,17 +555,11 @@ def _without_outputs(s: _Sum, fan_in: dict[int, AxisSet]) -> Result:
     ]
     if s.dot and len(t.nodes) > 1 and len(single) == 1 and not t.edges and not t.bent:
         return _settled(s, fan_in, single)
-    if not s.dot and not t.edges and t.data is not None and (t.picked is None or _is_unit(s)):
+    if not s.dot and not t.edges and t.data is not None and t.picked is None:
         # In a norm, the mean is subtracted from what it is the mean of.
         return [], [_statistic(s, n, s.gone[i], Why.SCALE) for i, n in enumerate(t.nodes)]
     s.refuse(list(fan_in), Why.SCALE, fan_in)
     return [], []
-
-
-def _is_unit(s: _Sum) -> bool:
-    """Whether rows that data chose are those of an output layer: what they meet has no more."""
-    assert s.t.data is not None and s.t.picked is not None
-    return not besides(s.blank(s.t.data), s.blank(s.t.picked))
 
 
 def _is_scale(s: _Sum, fan_in: dict[int, AxisSet]) -> bool:

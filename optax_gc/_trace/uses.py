@@ -71,8 +71,9 @@ def record_weight(
     p = t.nodes[i].param
     outputs = (alone | summed_axes(t, i)) - fan_in
     batch = long_axes(trace.shapes[p]) - fan_in - (outputs - shared)
-    chosen = t.picked is not None
-    trace.use([p], "weight", axes=fan_in, outputs=outputs, batch=batch, chosen=chosen)
+    chosen = t.picked is not None and bool(_chosen_axes(trace, t, i, t.nodes[i]))
+    fed = bool(t.seen >> p & 1)
+    trace.use([p], "weight", fan_in, outputs, batch, chosen=chosen, fed=fed)
 
 
 def is_all(trace: "Walk", node: Node, dims: Dims, axes: Iterable[int]) -> bool:

@@ -310,5 +310,6 @@ class Use:
     batch: AxisSet = NONE
     why: str = ""
     chosen: bool = False  # of rows that data chose
+    fed: bool = False  # what it meets was computed from itself
     backward: bool = False  # in a gradient that the function itself takes
     partners: frozenset[tuple[int, AxisSet]] = frozenset()  # one of which may be the weight

@@ -96,12 +96,14 @@ def _verdict(uses: Sequence[Use], shape: Shape, decided: set[tuple[int, AxisSet]
         if len(fan_in) > 1:
             texts = " and ".join(sorted(str(tuple(sorted(axes))) for axes in fan_in))
             return refuse(f"conflict: contracted over axes {texts}", weights)
-        # Rows that are contracted as the weight is are units of it, others begin an activation.
-        rows = [u for u in by["lookup"] if {u.axes & long} != fan_in]
+        # Rows that are contracted as the weight is are units of it, but of a table they feed.
+        fed = any(u.fed for u in [*weights, *by["lookup"]])
+        rows = [u for u in by["lookup"] if fed or {u.axes & long} != fan_in]
         if rows and not all(u.chosen for u in weights):
             at = _where([*weights, *by["lookup"]])
             return Verdict(how="tied", where=at, candidates=(answer(weights, "tied").axes,))
-        if rows or by["elementwise"] or any(u.why for u in by["lookup"]):
+        # Chosen rows of members' tables look like weights, but the table meets what they feed.
+        if rows or by["elementwise"] or (fed and len({u.chosen for u in weights}) > 1):
             return refuse(Why.BOTH, none)
         how = "conv" if all("conv" in u.where for u in weights) else "dense"
         return answer(weights, how)

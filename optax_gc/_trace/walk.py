@@ -126,13 +126,14 @@ class Walk:
         batch: AxisSet = NONE,
         why: str = "",
         chosen: bool = False,
+        fed: bool = False,
         partners: frozenset[tuple[int, AxisSet]] = frozenset(),
     ) -> None:
         """Notes what parameters are used for."""
         if self._recording:
             module = "/".join(filter(None, self._stack))
             where = f"{self.at} in {module}" if module else self.at
-            how = role, where, axes, outputs, batch, why, chosen, self.backward, partners
+            how = role, where, axes, outputs, batch, why, chosen, fed, self.backward, partners
             self.uses.update(Use(p, *how) for p in params)
 
     def refuse(
