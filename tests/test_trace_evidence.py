@@ -1401,7 +1401,41 @@ def pair_of_one_hots_that_are_multiplied_before_they_are_summed():
     return fn, f32(4, 5, 6), (i32(3), i32(3)), {"params": ()}
 
 
+@case
+def mean_of_kernels_of_which_halves_change_places():
+    return (
+        lambda p, x: x @ jnp.roll(p.mean(0), 1, 0),
+        f32(7, 2, 6),
+        (f32(3, 2),),
+        {"params": Untold((1,))},
+    )
+
+
 # ---- Scales that look like weights.
+
+
+def gained(h, gain, w):
+    return (h * gain) @ w
+
+
+@case
+def gains_of_members_that_are_factors_times_each_other():
+    return (
+        lambda p, x: jax.vmap(gained, (None, 0, 0))(x, p["a"] @ p["b"], p["w"]),
+        {"a": f32(3, 2), "b": f32(2, 8), "w": f32(3, 8, 6)},
+        (X,),
+        {"a": REFUSED, "b": REFUSED, "w": (1,)},
+    )
+
+
+@case
+def gains_and_weights_of_members_on_constants():
+    return (
+        lambda p, x: jax.vmap(gained, (None, 0, 0))(x, p["gain"] @ K(5, 8), K(8, 7) @ p["w"]),
+        {"gain": f32(3, 5), "w": f32(3, 7, 6)},
+        (X,),
+        {"gain": (), "w": (1,)},
+    )
 
 
 @case

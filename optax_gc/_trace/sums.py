@@ -205,14 +205,19 @@ class _Sum:
         pairs = rows & frozenset(a for dim in cut for f in dim if f.stride == 0 for a in f.axes)
         return axes_of(without(dims, data)) - (rows & met(dims, data)) - pairs
 
-    def outputs(self, i: int) -> "_Outputs":
-        """Those of a node, and of what edges lead to from it."""
+    def connected(self, i: int) -> set[int]:
+        """A node, and what edges lead to from it."""
         found, frontier = {i}, [i]
         while frontier:
             j = frontier.pop()
             near = {k for edge in self.t.edges if j in dict(edge) for k, _ in edge} - found
             found |= near
             frontier += near - {CONSTANT}
+        return found
+
+    def outputs(self, i: int) -> "_Outputs":
+        """Those of a node, and of what edges lead to from it."""
+        found = self.connected(i)
         there = [(self.gone[j], n) for j, n in enumerate(self.t.nodes) if j in found]
         slices = frozenset(
             part.key
@@ -407,10 +412,15 @@ def _sum_with_data(s: _Sum) -> Result:
     if fan_in is None or refusal:
         s.refuse(list(roots), refusal or Why.TWO_SIDES, fan_in or {})
         return [], []
-    ends = [i for i in weights if i in roots and s.alone[i]]
+    behind = {i for edge in t.edges if CONSTANT in dict(edge) for i, _ in edge}
+    ends = [i for i in weights if i in (behind if through else roots)]
     outputs = {i: s.outputs(i) for i in ends}
     scales = [i for i in ends if any(outputs[i].are_fewer(o) for o in outputs.values())]
-    weights = [i for i in weights if i not in scales]
+    networks = [s.connected(i) - {CONSTANT} for i in scales]
+    weights = [i for i in weights if not any(i in network for network in networks)]
+    for network in networks:
+        if len(network) > 1:  # a scale of which one may be the input of the others
+            trace.refuse([t.nodes[i].param for i in network], Why.EITHER)
     factors = [outputs[i] for i in ends if i not in scales]
     if any(a.are_others(b) for a in factors for b in factors):
         s.refuse(ends, Why.TWO_SIDES, {})

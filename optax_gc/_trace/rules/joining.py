@@ -116,10 +116,13 @@ def join_along(trace: "Walk", values: tuple[Value, ...], d: int, shape: Shape) -
         moved = e.moved(widen)
         if len(mine) == 1:
             return moved
-        if moved.whole is not None:
-            along = axes_of((moved.whole[d],)).union(*[part.axes for part in e.parts])
-            moved = moved._replace(whole=with_dim(moved.whole, d, lost(shape[d], along)))
-        return moved._replace(parts=frozenset())
+        sliced = NONE.union(*[part.axes for part in e.parts])
+
+        def joined(dims: Dims) -> Dims:
+            return with_dim(dims, d, lost(shape[d], axes_of((dims[d],)) | sliced))
+
+        whole = None if moved.whole is None else joined(moved.whole)
+        return moved._replace(dims=joined(moved.dims), whole=whole, parts=frozenset())
 
     moved = [v.plain().moved(widen, shape, term, echo) for v in values]
     return add(trace, [in_part(v, [d]) for v in moved], shape)
