@@ -18,6 +18,7 @@ import importlib.abc
 import importlib.util
 import io
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -37,6 +38,7 @@ TESTS = {
     "_trace.call": ["test_first_call", "test_mistakes"],
     "_trace.jaxprs": ["test_jaxprs"],
 }
+EXPRESSIONS = 1000
 SECONDS = 300  # of the processor's time for one mutant, some of which never end
 COMPARED = {
     ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE,
@@ -183,25 +185,40 @@ def passes(tests):
         return pytest.main([*options, *files]) == 0
 
 
+def traced(fn, params, *args):
+    """A program as the tracer walks through it, which no mutant changes."""
+    from optax_gc._trace.call import make_jaxpr, prepare
+
+    call = prepare(fn, params, args, {})
+    closed, _ = make_jaxpr(call)
+    shapes = [v.aval.shape for v in closed.jaxpr.invars[: len(call.params)]]
+    return closed, len(call.params), call.is_data, shapes
+
+
 class Programs:
-    """The tracer on every program of its tests."""
+    """The tracer on every program of its tests, respelled too, and on random expressions."""
 
     def __init__(self, file):
+        from random_expressions import program
         from respell import changed, jaxpr_of, primitives, respelled
         from trace_everything import WHOLE, built, everything
         from trace_support import promoting
 
         spellings = ("dots as products and sums", "scans unrolled")
-        self.cases = [built(build) for _, build, _ in everything(models=False)]
+        programs = [built(build) for _, build, _ in everything(models=False)]
         with promoting():
-            self.cases += [
+            programs += [
                 (respelled(name, *case), *case[1:])
-                for case in self.cases
+                for case in programs
                 if not primitives(jaxpr_of(case)) & WHOLE
                 for name in spellings
                 if changed(name, case)
             ]
-        importlib.import_module("optax_gc._trace")
+            for seed in range(EXPRESSIONS):
+                rng = random.Random(seed)
+                text, fn, params, inputs, _ = program(rng.choice, rng.choice([2, 3, 4]))
+                programs += [(fn, params, inputs)] if params and len(text) < 700 else []
+            self.cases = [traced(*case) for case in programs]
         self.lines = [set() for _ in self.cases]
         self.answers = [self.watched(i, file) for i in range(len(self.cases))]
 
@@ -219,12 +236,11 @@ class Programs:
             sys.settrace(None)
 
     def answer(self, case):
-        fn, params, *args = case
-        from trace_support import promoting
-
-        with promoting():
-            trace = importlib.import_module("optax_gc._trace")._trace(fn, params, args, {})
-        return [(bool(v.refused), frozenset(v.axes)) for v in trace.found]
+        closed, n, is_data, shapes = case
+        walk = importlib.import_module("optax_gc._trace.walk").walk
+        verdicts = importlib.import_module("optax_gc._trace.verdict").verdicts
+        found = verdicts(walk(closed, n, is_data), shapes)
+        return [(bool(v.refused), v.axes, v.outputs, v.batch) for v in found]
 
     def notice(self, line):
         """Whether an answer changes; what notices comes first the next time."""

@@ -1411,6 +1411,15 @@ def mean_of_kernels_of_which_halves_change_places():
     )
 
 
+@case
+def mean_of_kernels_of_which_rows_are_written_anew():
+    def fn(p, x):
+        mean = p.mean(0)
+        return x @ jnp.zeros((2, 6)).at[0].set(mean[1]).at[1].set(mean[0])
+
+    return fn, f32(7, 2, 6), (f32(3, 2),), {"params": Untold((1,))}
+
+
 # ---- Scales that look like weights.
 
 

@@ -371,10 +371,8 @@ def _unrolled(values: Sequence[Value], terms: list[Term]) -> list[Term]:
 def _check_echoes(trace: "Walk", values: Sequence[Value]) -> None:
     """Refuses what a sum makes unclear of parameters whose use was known."""
     for v, other in itertools.permutations(values, 2):
-        if other.kind != Kind.DATA:
-            continue
         for e in v.echoes:
-            if e.twice and met(e.dims, other.support):
+            if e.twice and other.kind == Kind.DATA and met(e.dims, other.support):
                 unseen = [p for p in e.params if not other.seen >> p & 1]
                 trace.refuse(unseen, Why.TWICE, e.fan_in)
             if not e.parts:
