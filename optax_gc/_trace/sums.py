@@ -414,14 +414,15 @@ def _sum_with_data(s: _Sum) -> Result:
         return [], []
     behind = {i for edge in t.edges if CONSTANT in dict(edge) for i, _ in edge}
     ends = [i for i in weights if i in (behind if through else roots)]
-    outputs = {i: s.outputs(i) for i in ends}
-    scales = [i for i in ends if any(outputs[i].are_fewer(o) for o in outputs.values())]
+    compared = len(ends) > 1 or by_constants
+    outputs = {i: s.outputs(i) for i in ends} if compared else {}
+    scales = [i for i in outputs if any(outputs[i].are_fewer(o) for o in outputs.values())]
     networks = [s.connected(i) - {CONSTANT} for i in scales]
     weights = [i for i in weights if not any(i in network for network in networks)]
     for network in networks:
         if len(network) > 1:  # a scale of which one may be the input of the others
             trace.refuse([t.nodes[i].param for i in network], Why.EITHER)
-    factors = [outputs[i] for i in ends if i not in scales]
+    factors = [outputs[i] for i in outputs if i not in scales]
     if any(a.are_others(b) for a in factors for b in factors):
         s.refuse(ends, Why.TWO_SIDES, {})
         return [], []
