@@ -1420,6 +1420,16 @@ def mean_of_kernels_of_which_rows_are_written_anew():
     return fn, f32(7, 2, 6), (f32(3, 2),), {"params": Untold((1,))}
 
 
+@case
+def rows_of_a_layer_on_constants_that_are_scaled_before_the_next_layer():
+    return (
+        lambda p, i, x: (((K(9, 6) @ p["a"])[i] * x)[..., None] * p["w"]).sum(-2),
+        {"a": f32(6, 7), "w": f32(7, 5)},
+        (i32(3), f32(3, 7)),
+        {"a": Untold((0,)), "w": Untold((0,))},
+    )
+
+
 # ---- Scales that look like weights.
 
 

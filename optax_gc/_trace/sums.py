@@ -398,6 +398,9 @@ def _sum_with_data(s: _Sum) -> Result:
         return _sum_bent(s)
     if any([n.bent for n in t.nodes]) and not t.edges:
         return _sum_with_bent(s)
+    if t.picked is not None and t.edges and len(roots) > 1:  # a network begins with these rows
+        s.refuse(list(roots), Why.TWO_SIDES, {})
+        return [], []
     fan_in = directed(t, roots)
     weights = _with_outputs(s, roots, fan_in or {})
     refusal = _why_unclear(s, [i for i in roots if i in weights or not weights], data)
