@@ -8,8 +8,8 @@ from jax import lax
 from trace_support import f32, i32, verdicts_of
 
 from optax_gc._trace.reasons import Why, priority
-from optax_gc._trace.rules import control
-from optax_gc._trace.values import Use
+from optax_gc._trace.rules import RULES, control
+from optax_gc._trace.values import Kind, Use, constant
 from optax_gc._trace.verdict import verdicts
 
 X, SEQUENCE, W = f32(3, 8), f32(3, 4, 8), f32(8, 6)
@@ -115,8 +115,24 @@ def test_a_loop_that_does_not_settle_is_refused(monkeypatch):
     assert found["params"].refused == Why.ENDLESS
 
 
+@pytest.mark.parametrize("rule", ["tanh", "transpose", "jit", "scan", "dot_general", "add"])
+def test_a_parameter_that_a_rule_loses_is_refused(rule, monkeypatch):
+    """Whatever a rule does: of what goes into it, it notes a use, or has it in its results."""
+
+    def lose(trace, eqn, *values):
+        return [constant(v.aval.shape, Kind.DATA) for v in eqn.outvars]
+
+    def fn(p, x):
+        w = jax.jit(lambda w: jnp.tanh(w + 1).T)(p["w"])
+        return lax.scan(lambda h, v: (jnp.tanh(h @ v), None), x @ w, p["v"])[0]
+
+    monkeypatch.setitem(RULES, rule, lose)
+    found = verdicts_of(fn, {"w": f32(6, 8), "v": f32(2, 6, 6)}, X)
+    assert Why.LOST in {verdict.refused for verdict in found.values()}
+
+
 def test_no_reason_is_without_a_program():
-    assert {*REASONS, Why.ENDLESS} == set(Why)
+    assert {*REASONS, Why.ENDLESS, Why.LOST} == set(Why)
 
 
 @pytest.mark.parametrize("uses", [(Why.PARTLY, Why.INDEX), (Why.INDEX, Why.PARTLY)])

@@ -4,8 +4,8 @@ Only uses that a gradient reaches are uses of a parameter: nothing is learned th
 comparison, `stop_gradient`, or a value that no output depends on.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from . import jaxprs
 from .jaxprs import is_inexact, is_literal
@@ -13,35 +13,45 @@ from .jaxprs import is_inexact, is_literal
 Flags = tuple[bool, ...]
 
 
+class Live(NamedTuple):
+    """What a gradient reaches in a jaxpr."""
+
+    variables: frozenset[Any]
+    equations: Sequence[tuple[Flags, Flags]]  # for each, which of its operands and results
+
+
 class Liveness:
-    """Remembers, for each jaxpr and each choice of its live outputs, which variables are live.
+    """Remembers, for each jaxpr and each choice of its live outputs, what is live in it.
 
     With `everything`, whatever a live output is computed from is live, of any dtype: the gradient
     of a custom derivative rule is not bound to that of the body it stands for.
     """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[int, Flags, bool], tuple[Any, frozenset[Any]]] = {}
+        self._known: dict[tuple[int, Flags, bool], tuple[Any, Live]] = {}
 
-    def of(self, jaxpr: Any, outs: Flags, everything: bool) -> frozenset[Any]:
-        """The live variables of `jaxpr`, given which of its outputs are live."""
+    def of(self, jaxpr: Any, outs: Flags, everything: bool) -> Live:
+        """What is live in `jaxpr`, given which of its outputs are."""
         key = id(jaxpr), outs, everything
         if key not in self._known:
             live = {
                 v for v, flag in zip(jaxpr.outvars, outs, strict=True) if flag and not is_literal(v)
             }
+            equations: list[tuple[Flags, Flags]] = []
             for eqn in reversed(jaxpr.eqns):
-                flags = tuple(v in live for v in eqn.outvars)
-                for atom, flag in zip(eqn.invars, self._into(eqn, flags, everything), strict=True):
+                flags = tuple([v in live for v in eqn.outvars])
+                reached = self._into(eqn, flags, everything)
+                equations.append((reached, flags))
+                for atom, flag in zip(eqn.invars, reached, strict=True):
                     if flag and not is_literal(atom) and (everything or is_inexact(atom)):
                         live.add(atom)
             # The jaxpr is kept too, so that its id stays its own.
-            self._known[key] = jaxpr, frozenset(live)
+            self._known[key] = jaxpr, Live(frozenset(live), equations[::-1])
         return self._known[key][1]
 
     def inputs(self, jaxpr: Any, outs: Flags, everything: bool) -> Flags:
         """Which inputs of `jaxpr` are live."""
-        live = self.of(jaxpr, outs, everything)
+        live = self.of(jaxpr, outs, everything).variables
         return tuple(v in live for v in jaxpr.invars)
 
     def carried(self, jaxpr: Any, outs: Flags, carry: slice, n: int, everything: bool) -> Flags:

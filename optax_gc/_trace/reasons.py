@@ -12,6 +12,7 @@ class Why(StrEnum):
     INDEX = "a parameter is an index"
     CUSTOM = "a custom derivative may give it a gradient that its use hides"
     ENDLESS = "it is changed in every step of a loop"
+    LOST = "the rule for this operation does not say what becomes of it"
     MANY = "it is in too many products of parameters"
     # What it is contracted with, or after.
     TWO_SIDES = "data meets the product that it is in from two sides, or reaches a part of it"

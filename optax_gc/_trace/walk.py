@@ -1,7 +1,7 @@
 """The walk through a jaxpr: from the parameters to every use that a gradient reaches."""
 
 import math
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from . import jaxprs
 from .digits import NONE, AxisSet, Shape, foreign, has_axes, own
 from .jaxprs import is_inexact, is_literal, shape_of
 from .liveness import Flags, Liveness
+from .reasons import Why
 from .rules import RULES
 from .uses import could_be_weight, settle_network, settle_scale, with_slices_joined
 from .values import Kind, Node, Part, Term, Use, Value, constant, nothing
@@ -29,10 +30,11 @@ class Walk:
         self.uses: set[Use] = set()
         self.at = "the function's arguments"  # or the primitive
         self.path: tuple[int, ...] = ()  # the equations that this one is in, and itself
+        self.outs: Flags = ()  # which results of this equation a gradient reaches
         self._stack: tuple[str, ...] = ()
         self._bits: dict[tuple[int, frozenset[Part]], int] = {}
+        self._settled: list[int] = []  # parameters, in the order in which they were
         self._recording = True
-        self._live: list[frozenset[Any]] = []
 
     def run(self, body: jaxprs.Body, values: Sequence[Value], outs: Flags) -> list[Value]:
         """The results of a jaxpr, of which those in `outs` are live."""
@@ -41,37 +43,45 @@ class Walk:
         known = dict(zip(jaxpr.constvars, consts, strict=False))
         env = {var: self._constant(var, known.get(var)) for var in jaxpr.constvars}
         env.update(
-            (var, value if var in live else value.without_gradient())
+            (var, value if var in live.variables else value.without_gradient())
             for var, value in zip(jaxpr.invars, values, strict=True)
         )
-        self._live.append(live)
         outer, outer_backward, outer_path = self._stack, self.backward, self.path
         stack: Any = None
         last = jaxprs.last_uses(jaxpr)
-        for i, eqn in enumerate(jaxpr.eqns):
-            flags = self.live_outputs(eqn)
-            operands = [_read(atom, env) for atom in eqn.invars]
+        for i, (eqn, (reached, flags)) in enumerate(zip(jaxpr.eqns, live.equations, strict=True)):
+            operands = [
+                _read(atom, env) if flag else _read(atom, env).without_gradient()
+                for atom, flag in zip(eqn.invars, reached, strict=True)
+            ]
             for var in last[i]:
                 del env[var]  # or the collector of garbage takes as long as the walk
-            if not any(flags) and not (eqn.effects and self._reaches(eqn, live)):
-                operands = [v.without_gradient() for v in operands]
             if jaxprs.name_stack(eqn) is not stack:
                 stack = jaxprs.name_stack(eqn)
                 self._stack = (*outer, str(stack))
                 self.backward = outer_backward or jaxprs.is_backward(stack)
-            self.path = (*outer_path, i)
+            self.path, self.outs = (*outer_path, i), flags
             self.at = eqn.primitive.name
+            before = len(self._settled)
             rule = None if jaxprs.unknown(eqn) else RULES.get(eqn.primitive.name)
             results = rule(self, eqn, *operands) if rule else self.opaque(eqn, operands)
             results = [results] if isinstance(results, Value) else results
+            if went_in := {p for v in operands for t in v.terms for p in t.params}:
+                self._account(went_in.difference(self._settled[before:]), results)
             for var, flag, value in zip(eqn.outvars, flags, results, strict=True):
                 env[var] = value if flag else value.without_gradient()
         self._stack, self.backward, self.path = outer, outer_backward, outer_path
-        self._live.pop()
         return [
             _read(atom, env) if flag else _read(atom, env).without_gradient()
             for atom, flag in zip(jaxpr.outvars, outs, strict=True)
         ]
+
+    def _account(self, params: set[int], results: Sequence[Value]) -> None:
+        """Refuses parameters that went into an equation and are not in its results any more."""
+        for v in results:
+            params = params.difference(*(t.params for t in v.terms), *(e.params for e in v.echoes))
+        if params:
+            self.refuse(params, Why.LOST)
 
     def _constant(self, var: Any, array: Any) -> Value:
         shape = shape_of(var)
@@ -96,13 +106,6 @@ class Walk:
         )
         return value._replace(one_hot=hot) if any(map(has_axes, hot)) else value
 
-    def _reaches(self, eqn: Any, live: frozenset[Any]) -> bool:
-        return any(not is_literal(a) and a in live and is_inexact(a) for a in eqn.invars)
-
-    def live_outputs(self, eqn: Any) -> Flags:
-        """Which outputs of an equation of the present jaxpr are live."""
-        return tuple(v in self._live[-1] for v in eqn.outvars)
-
     @contextmanager
     def not_recording(self) -> Iterator[None]:
         """While a loop is brought to its fixed point, uses are not final."""
@@ -117,9 +120,13 @@ class Walk:
         yield
         self.everything = before
 
+    def settle(self, params: Iterable[int]) -> None:
+        """Notes that parameters may end in this equation; all others have to be in its results."""
+        self._settled.extend(params)
+
     def use(
         self,
-        params: Iterable[int],
+        params: Collection[int],
         role: str,
         axes: AxisSet = NONE,
         outputs: AxisSet = NONE,
@@ -130,6 +137,7 @@ class Walk:
         partners: frozenset[tuple[int, AxisSet]] = frozenset(),
     ) -> None:
         """Notes what parameters are used for."""
+        self.settle(params)
         if self._recording:
             module = "/".join(filter(None, self._stack))
             where = f"{self.at} in {module}" if module else self.at
@@ -138,7 +146,7 @@ class Walk:
 
     def refuse(
         self,
-        params: Iterable[int],
+        params: Collection[int],
         why: str,
         axes: AxisSet = NONE,
         partners: frozenset[tuple[int, AxisSet]] = frozenset(),

@@ -23,7 +23,7 @@ _MOST_PASSES = 50
 
 def call(trace: "Walk", eqn: Any, *values: Value) -> list[Value]:
     """A function called as it is: jit, remat."""
-    return trace.run(jaxprs.body(eqn), values, trace.live_outputs(eqn))
+    return trace.run(jaxprs.body(eqn), values, trace.outs)
 
 
 def custom(trace: "Walk", eqn: Any, *values: Value) -> list[Value]:
@@ -32,15 +32,17 @@ def custom(trace: "Walk", eqn: Any, *values: Value) -> list[Value]:
     The rule may pass gradients where the body would not (rounding, integers), so all of the body
     counts.
     """
-    body, outs = jaxprs.body(eqn), trace.live_outputs(eqn)
+    body, outs = jaxprs.body(eqn), trace.outs
     reached = trace.liveness.inputs(body.jaxpr, outs, True)
     seen = functools.reduce(
         operator.or_, [v.seen for v, f in zip(values, reached, strict=True) if f], 0
     )
     for value, flag in zip(values, reached, strict=True):
         # What the body ignores, but passes on values computed from, gets the gradient of those.
-        if any(outs) and not flag and value.seen & ~seen:
+        if not flag and value.seen & ~seen:
             trace.refuse_all(value, Why.CUSTOM)
+        elif not flag:
+            trace.settle(p for t in value.terms for p in t.params)
     with trace.counting_everything():
         return trace.run(body, values, outs)
 
@@ -51,7 +53,7 @@ def scan(trace: "Walk", eqn: Any, *values: Value) -> list[Value]:
     consts, init = values[: loop.n_consts], values[loop.carry]
     slices = [_sliced(trace, x, key) for x in values[loop.carry.stop :]]
     jaxpr, m = loop.body.jaxpr, loop.n_carry
-    outs = trace.liveness.carried(jaxpr, trace.live_outputs(eqn), loop.carry, m, trace.everything)
+    outs = trace.liveness.carried(jaxpr, trace.outs, loop.carry, m, trace.everything)
 
     def step(carry: Sequence[Value]) -> list[Value]:
         return trace.run(loop.body, (*consts, *carry, *slices), outs)
@@ -275,7 +277,7 @@ def while_(trace: "Walk", eqn: Any, *values: Value) -> list[Value]:
     n, m = loop.n_cond, loop.n_body
     consts, init = values[n : n + m], values[n + m :]
     outs = trace.liveness.carried(
-        loop.body.jaxpr, trace.live_outputs(eqn), slice(m, None), len(init), trace.everything
+        loop.body.jaxpr, trace.outs, slice(m, None), len(init), trace.everything
     )
 
     def step(carry: Sequence[Value]) -> list[Value]:
@@ -286,10 +288,10 @@ def while_(trace: "Walk", eqn: Any, *values: Value) -> list[Value]:
 
 def cond(trace: "Walk", eqn: Any, which: Value, *values: Value) -> list[Value]:
     """A choice of branch; a parameter that data chooses is gated by it."""
-    outer, results = trace.path, []
+    outer, outs, results = trace.path, trace.outs, []
     for i, branch in enumerate(jaxprs.branches(eqn)):
         trace.path = (*outer, i)
-        results.append(trace.run(branch, values, trace.live_outputs(eqn)))
+        results.append(trace.run(branch, values, outs))
     trace.path = outer
     chosen = [join(trace, outs) for outs in zip(*results, strict=True)]
     if which.kind != Kind.DATA:

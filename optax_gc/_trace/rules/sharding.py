@@ -23,7 +23,7 @@ def shard_map(trace: "Walk", eqn: Any, *values: Value) -> list[Value]:
         _shard(v, shape_of(var), names)
         for v, var, names in zip(values, body.jaxpr.invars, shards.operands, strict=True)
     ]
-    results = trace.run(body, inside, trace.live_outputs(eqn))
+    results = trace.run(body, inside, trace.outs)
     return [
         _whole(trace, v, shape_of(var), names)
         for v, var, names in zip(results, eqn.outvars, shards.results, strict=True)
