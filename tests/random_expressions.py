@@ -140,7 +140,7 @@ class Builder:
         new = f"w{len(self.params)}"
         name = self.draw([new, new, *known])
         self.params[name] = shape
-        self.axes.setdefault(name, set()).add(() if part == TABLE else part)
+        self.axes.setdefault(name, set()).add(part)
         return f"p['{name}']"
 
     def given(self, shape, chosen=0):
@@ -456,4 +456,6 @@ def program(draw, depth):
     used = {name: x for name, x in builder.inputs.items() if f"'{name}'" in text}
     fn = eval(f"lambda p, z: {text}", NAMES)
     params = {name: f32(*shape) for name, shape in builder.params.items()}
-    return Program(text, fn, params, used, builder.axes)
+    # A table that is contracted too is tied.
+    axes = {name: {()} if TABLE in parts else parts for name, parts in builder.axes.items()}
+    return Program(text, fn, params, used, axes)

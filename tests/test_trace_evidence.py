@@ -1490,6 +1490,220 @@ def slopes_of_a_rectifier_before_a_mean():
     )
 
 
+@case
+def bilinear_form_with_an_update_of_low_rank():
+    """Its last axis is an output of `a` too, though it has none of it."""
+    return (
+        lambda p, x, y: jnp.einsum(
+            "naf,na->nf", jnp.einsum("abf,nb->naf", p["w"] + p["a"] @ p["b"], y), x
+        ),
+        {"w": f32(8, 5, 6), "a": f32(8, 5, 2), "b": f32(2, 6)},
+        (X, f32(3, 5)),
+        {"w": Untold((0, 1)), "a": Untold((0, 1)), "b": (0,)},
+    )
+
+
+@case
+def layers_chosen_for_each_member():
+    """A cond under vmap: the weight that is not chosen is a constant there."""
+    fn = lambda c, w, v, x: lax.cond(c, lambda w, v, x: x @ w, lambda w, v, x: x @ v, w, v, x)  # noqa: E731
+    return (
+        lambda p, c, x: jax.vmap(fn, (0, None, None, 0))(c, p["w"], jnp.tanh(K(8, 5) @ p["v"]), x),
+        {"w": W, "v": f32(5, 6)},
+        (jax.ShapeDtypeStruct((2,), bool), f32(2, 3, 8)),
+        {"w": (0,), "v": Untold((0,))},
+    )
+
+
+@case
+def nonlinear_edges_column_by_column():
+    """sin(x * w) of each edge of a layer, as in a network of Kolmogorov and Arnold."""
+
+    def fn(p, x):
+        edges = jnp.moveaxis(jnp.sin(x[:, :, None] * p["w"]), -1, 0)
+        return lax.map(lambda column: column[0] @ column[1], (edges, p["v"].T))
+
+    return fn, {"w": W, "v": W}, (X,), {"w": REFUSED, "v": (0,)}
+
+
+@case
+def sum_of_scales_of_low_rank():
+    """What is summed beside the inputs is a product of parameters, of which either is a weight."""
+    return (
+        lambda p, x: (x[:, :, None] * (p["a"] @ p["b"])).sum(-1),
+        AB,
+        (X,),
+        {"a": REFUSED, "b": REFUSED},
+    )
+
+
+@case
+def depthwise_weight_times_another_of_low_rank():
+    return (
+        lambda p, x: (x * (p["w"] * (p["a"] @ p["b"]))).sum(1),
+        AB | {"w": W},
+        (f32(3, 8, 6),),
+        {"w": Untold((0,)), "a": Untold((0,)), "b": Untold((0,))},
+    )
+
+
+@case
+def columns_of_a_weight_times_a_layer_on_constants():
+    """The columns of one are a slice of the parameter, of the other one of the constants."""
+
+    def fn(p, x):
+        w = (p["v"] @ K(5, 6)) * p["w"]
+        return lax.map(lambda column: x @ column, w.T)
+
+    return fn, {"w": W, "v": f32(8, 5)}, (X,), {"w": Untold((0,)), "v": Untold((0,))}
+
+
+@case
+def rows_of_a_layer_on_constants_in_a_loop():
+    """The loop adds up its products with inputs, one row of the constants at a time."""
+
+    def fn(p, x):
+        step = lambda h, row: (h + row[0][:, None] * row[1][:, None], None)  # noqa: E731
+        h = lax.scan(step, jnp.zeros((4, 3, 6)), (x.T, jnp.moveaxis(K(8, 5) @ p, 1, 0)))
+        return h[0].sum(0)
+
+    return fn, f32(4, 5, 6), (X,), {"params": Untold((1,))}
+
+
+@case
+def rows_of_a_layer_on_constants_with_weights_made_from_inputs():
+    """A network that begins with rows of constants; the inputs make the weights of the next."""
+    return (
+        lambda p, i, x: jnp.einsum("nk,nkf->nf", (K(9, 7) @ p)[i], x),
+        f32(7, 6),
+        (i32(3), f32(3, 6, 5)),
+        {"params": Untold((0,))},
+    )
+
+
+@case
+def rows_of_a_layer_on_constants_as_taps_in_what_data_chooses():
+    def fn(p, x, w, some):
+        taps = K(3, 2) @ p
+        h = sum(jnp.roll(x, j, 1) * taps[j] for j in range(3))
+        return jnp.where(some[:, None, None], h, 0.0) @ w
+
+    return (
+        fn,
+        f32(2, 8),
+        (SEQUENCE, W, jax.ShapeDtypeStruct((2,), bool)),
+        {"params": Untold((0,))},
+    )
+
+
+@case
+def norm_with_gains_of_positions_before_a_convolution():
+    """As Keras writes it, x * s - mean * s, of which the second part has positions of s alone."""
+
+    def fn(p, x):
+        mean, var = x.mean((1, 2, 3), keepdims=True), x.var((1, 2, 3), keepdims=True)
+        s = p["g"] * lax.rsqrt(var + 1e-3)
+        return conv(x * s + (p["b"] - mean * s), p["k"])
+
+    gains = f32(1, 9, 10, 4)
+    return fn, {"g": gains, "b": gains, "k": f32(3, 3, 4, 5)}, (IMAGE,), {
+        "g": (), "b": (), "k": (0, 1, 2),
+    }  # fmt: skip
+
+
+@case
+def batch_norm_then_flattened_then_dropped():
+    """Of mean * s nothing varies along the batch but the noise."""
+
+    def fn(p, x):
+        mean, var = x.mean((0, 1), keepdims=True), x.var((0, 1), keepdims=True)
+        s = p["g"][None, None] * lax.rsqrt(var + 1e-3)
+        h = (x * s + (p["b"][None, None] - mean * s)).reshape(2, -1)
+        kept = jax.random.bernoulli(jax.random.key(0), 0.5, h.shape)
+        return jnp.where(kept, h / 0.5, 0.0) @ p["w"]
+
+    return fn, {"g": f32(8), "b": f32(8), "w": f32(32, 6)}, (SEQUENCE,), {
+        "g": (), "b": (), "w": (0,),
+    }  # fmt: skip
+
+
+@case
+def factors_of_each_input_between_constants():
+    """The constants lead from one factor to the other, which is no scale of its inputs."""
+
+    def fn(p, x):
+        w = (p["a"] @ K(4, 7)) @ (p["b"] @ K(2, 3))
+        return jnp.einsum("ntk,khd->nthd", x, w)
+
+    return fn, {"a": f32(8, 2, 4), "b": f32(8, 7, 2)}, (SEQUENCE,), {"a": (0,), "b": Untold((0,))}
+
+
+@case
+def one_feature_of_a_network_on_constants():
+    """What is left of the outputs is a slice of them."""
+    return (
+        lambda p, i: jnp.tanh(((K(9, 6) @ p["a"]) @ p["b"])[i][:, :1]),
+        {"a": f32(6, 7), "b": f32(7, 2)},
+        (i32(3),),
+        {"a": (0,), "b": (0,)},
+    )
+
+
+@case
+def frequencies_of_edges_that_are_weights_elsewhere():
+    return (
+        lambda p, x, y: (jnp.einsum("nio,io->no", jnp.sin(x[:, :, None] * p), K(8, 6)), y @ p),
+        W,
+        (X, X),
+        {"params": REFUSED},
+    )
+
+
+@case
+def masked_factor_column_by_column():
+    """A mask of one column has no outputs of its own, as little as that column."""
+    return (
+        lambda p, x: lax.map(lambda column: x @ (p["a"] @ column), (p["b"] * (K(2, 6) > 0)).T),
+        AB,
+        (X,),
+        {"a": Untold((0,)), "b": Untold((0,))},
+    )
+
+
+@case
+def weights_made_for_each_example_then_gated():
+    """Whatever multiplies them last, they are still contracted with data."""
+
+    def fn(p, x, z, gate):
+        w = (z @ p).reshape(3, 8, 6) * x[:, :, None]
+        return (w * gate[:, None, None]).sum(1)
+
+    return fn, f32(5, 48), (X, f32(3, 5), f32(3)), {"params": Untold((0,))}
+
+
+@case
+def factors_that_are_one_parameter_twice():
+    """Neither is a statistic of the other, which would leave it what it is."""
+    return (
+        lambda p, x: x @ ((K(3, 6) @ p) @ p.T),
+        f32(6, 4),
+        (f32(2, 3),),
+        {"params": REFUSED},
+    )
+
+
+@case
+def one_hots_times_a_slice_of_a_table_before_a_network():
+    """Of what was sliced before, data chose rows all the same."""
+
+    def fn(p, i):
+        h = jax.nn.one_hot(i, 9) @ (p["e"][1:-1] @ K(7, 4))
+        return h @ ((K(4, 2) @ p["a"]) @ p["b"])
+
+    weights = {"e": f32(11, 7), "a": f32(2, 7), "b": f32(7, 6)}
+    return fn, weights, (i32(3),), {"e": Untold(()), "a": Untold((0,)), "b": (0,)}
+
+
 @pytest.mark.parametrize("build", CASES, ids=[build.__name__ for build in CASES])
 def test_a_weight_is_told_or_refused_by_no_more_than_the_computation_shows(build):
     fn, params, args, expected = build()

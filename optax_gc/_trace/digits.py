@@ -31,6 +31,7 @@ Dim = tuple[Factor, ...]
 Dims = tuple[Dim, ...]
 
 
+@functools.lru_cache(maxsize=4096)
 def own(shape: Shape) -> Dims:
     """The dimensions of the parameter itself."""
     return tuple((Factor(size, frozenset({axis})),) for axis, size in enumerate(shape))

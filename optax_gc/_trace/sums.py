@@ -5,12 +5,13 @@ are read as that, so that one rule decides every contraction however it is spell
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .digits import (
     NONE,
     AxisSet,
+    Dim,
     Dims,
     Shape,
     axes_of,
@@ -73,15 +74,14 @@ def contract(
 def project(value: Value, onto: Onto, shape: Shape) -> Value:
     """The value as it is repeated along the dimensions of a product."""
 
+    sizes = [size if d is None else value.shape[d] for size, d in zip(shape, onto, strict=True)]
+    repeated = foreign(shape)
+    windows = [d for d, (size, n) in enumerate(zip(shape, sizes, strict=True)) if size != n]
+
     def projected(dims: Dims) -> Dims:
-        result = []
-        for size, d in zip(shape, onto, strict=True):
-            if d is None:
-                result.append(foreign((size,))[0])
-            elif value.shape[d] == size:
-                result.append(dims[d])
-            else:  # a window slides along it
-                result.append(lost(size, axes_of((dims[d],))))
+        result = [r if d is None else dims[d] for r, d in zip(repeated, onto, strict=True)]
+        for d in windows:  # one slides along it
+            result[d] = lost(shape[d], axes_of((result[d],)))
         return tuple(result)
 
     return value.moved(projected, shape)
@@ -166,8 +166,13 @@ def summed(trace: "Walk", value: Value, over: Sequence[int], dot: bool = False) 
     return result.moved(keep, shape)._replace(echoes=moved)
 
 
+def _chosen(dims: Iterable[Dim]) -> AxisSet:
+    """The axes of which constants chose positions."""
+    return frozenset([a for dim in dims for f in dim if f.stride == 0 for a in f.axes])
+
+
 def _in(dims: Dims, over: Sequence[int]) -> bool:
-    return any(has_axes(dims[d]) for d in over)
+    return any([has_axes(dims[d]) for d in over])
 
 
 def _blank(over: Sequence[int]) -> Callable[[Dims], Dims]:
@@ -198,12 +203,13 @@ class _Sum:
         dims = self.blank(node.dims)
         if self.t.data is None:
             return axes_of(dims)
-        # Rows of a table that are chosen for pairs of positions are in both, and no outputs.
-        rows = frozenset(a for dim in dims for f in dim if f.stride == 0 for a in f.axes)
         data = self.blank(self.t.data)
-        cut = [part.dim for part in node.parts]
-        pairs = rows & frozenset(a for dim in cut for f in dim if f.stride == 0 for a in f.axes)
-        return axes_of(without(dims, data)) - (rows & met(dims, data)) - pairs
+        alone = axes_of(without(dims, data))
+        rows = alone and _chosen(dims)
+        if not rows:
+            return alone
+        # Rows of a table that are chosen for pairs of positions are in both, and no outputs.
+        return alone - (rows & (met(dims, data) | _chosen([part.dim for part in node.parts])))
 
     def connected(self, i: int) -> set[int]:
         """A node, and what edges lead to from it."""
@@ -335,7 +341,7 @@ def _sum_bent(s: _Sum) -> Result:
     node = t.nodes[0]
     assert t.data is not None
     shared = met(node.dims, t.data)
-    if not (s.gone[0] & shared and axes_of(s.blank(node.dims)) - shared):
+    if not (s.gone[0] & shared and (axes_of(s.blank(node.dims)) - shared or node.parts)):
         s.trace.use(t.params, "elementwise")
         return [], []
     return [], [_statistic(s, node, s.gone[0], Why.BENT_PRODUCT)]
@@ -344,7 +350,7 @@ def _sum_bent(s: _Sum) -> Result:
 def _sum_beside_data(s: _Sum, nodes: Sequence[int], constant: bool) -> Result:
     """Parameters summed with each other in a product with data that does not vary along the sum."""
     t, trace = s.t, s.trace
-    if len(nodes) == 1 and not constant:
+    if len(nodes) == 1 and not constant and (t.is_rows or not (t.edges or t.unsure)):
         (i,) = nodes
         if t.is_rows:
             settle_lookup(trace, t)
@@ -390,49 +396,43 @@ def _sum_with_data(s: _Sum) -> Result:
         roots = {CONSTANT: NONE}
     if t.hot is not None and not besides(data, s.at(t.hot)):
         rest = s.rest()
-        return [rest._replace(picked=rest.data, last=None)], []
+        of = zip(rest.nodes, s.gone, strict=True)
+        nodes = tuple([n._replace(chosen=n.chosen | gone) for n, gone in of])
+        return [rest._replace(nodes=nodes, picked=rest.data, last=None)], []
     if _adds_up_rows(s):
-        settle_lookup(s.trace, t)
+        settle_lookup(trace, t)
         return [], []
     if t.bent and len(t.nodes) == 1 and not t.edges:
         return _sum_bent(s)
     if any([n.bent for n in t.nodes]) and not t.edges:
         return _sum_with_bent(s)
-    if t.picked is not None and t.edges and len(roots) > 1:  # a network begins with these rows
+    if t.picked is not None and t.edges and (len(roots) > 1 or not any(n.chosen for n in t.nodes)):
+        # A network begins with these rows.
         s.refuse(list(roots), Why.TWO_SIDES, {})
+        return [], []
+    if _is_scale(s, roots):
+        if s.alone[0] or t.unsure:  # of several members, or a weight that meets data twice
+            s.refuse([0], t.unsure or Why.SCALE, {})
+        else:
+            trace.use(t.params, "elementwise")
         return [], []
     fan_in = directed(t, roots)
     weights = _with_outputs(s, roots, fan_in or {})
     refusal = _why_unclear(s, [i for i in roots if i in weights or not weights], data)
     if refusal == t.unsure and t.picked is not None and not weights:
         refusal = ""  # a product of rows of two tables
-    if _is_scale(s, roots):
-        if s.alone[0]:  # of several members, or a weight that is multiplied by data first
-            s.refuse([0], Why.SCALE, {})
-        else:
-            trace.use(t.params, "elementwise")
-        return [], []
     if fan_in is None or refusal:
         s.refuse(list(roots), refusal or Why.TWO_SIDES, fan_in or {})
         return [], []
     behind = {i for edge in t.edges if CONSTANT in dict(edge) for i, _ in edge}
     ends = [i for i in weights if i in (behind if through else roots)]
-    compared = len(ends) > 1 or by_constants
-    outputs = {i: s.outputs(i) for i in ends} if compared else {}
-    scales = [i for i in outputs if any(outputs[i].are_fewer(o) for o in outputs.values())]
-    networks = [s.connected(i) - {CONSTANT} for i in scales]
-    weights = [i for i in weights if not any(i in network for network in networks)]
-    for network in networks:
-        if len(network) > 1:  # a scale of which one may be the input of the others
-            trace.refuse([t.nodes[i].param for i in network], Why.EITHER)
-    factors = [outputs[i] for i in outputs if i not in scales]
-    if any(a.are_others(b) for a in factors for b in factors):
-        s.refuse(ends, Why.TWO_SIDES, {})
-        return [], []
-    frozen = s.apart(t.constants) if t.constants is not None and by_constants else None
-    if frozen and not t.edges and any(besides(frozen, o.dims) for o in outputs.values()):
-        s.refuse(ends, Why.SCALE, {})
-        return [], []
+    if ends and not (through or t.picked is not None or any(s.alone[i] for i in roots)):
+        ends = [*roots]  # a weight's outputs may be beyond an edge, and a scale may be a weight
+    if len(ends) > 1 or by_constants:
+        told = _without_scales(s, ends, weights, by_constants)
+        if told is None:
+            return [], []
+        weights = told
     if t.bent and any(t.edges):
         trace.refuse(t.params, Why.BENT_NETWORK)
         return [], []
@@ -442,6 +442,39 @@ def _sum_with_data(s: _Sum) -> Result:
         s.refuse(weights, Why.SCALE, fan_in)
         return [], []
     return _settled(s, fan_in, weights)
+
+
+def _without_scales(
+    s: _Sum, ends: Sequence[int], weights: Sequence[int], by_constants: bool
+) -> list[int] | None:
+    """The weights but for those that scale the inputs of others; None if that cannot be told.
+
+    Args:
+      s: the sum.
+      ends: the factors, of which those with fewer outputs are scales.
+      weights: they, and the others in their networks.
+      by_constants: whether constants are another factor.
+    """
+    outputs = {i: s.outputs(i) for i in ends}
+    scales = [i for i in outputs if any(outputs[i].are_fewer(o) for o in outputs.values())]
+    networks = [s.connected(i) - {CONSTANT} for i in scales]
+    for i, network in zip(scales, networks, strict=True):
+        # Of several, one may be the input of the others; what is between constants, of others too.
+        if len(network) > 1 or sum(i in dict(edge) for edge in s.t.edges) > 1:
+            s.trace.refuse([s.t.nodes[i].param for i in network], Why.EITHER)
+    factors = {i: o for i, o in outputs.items() if i not in scales}
+    if any(a.are_others(b) for a in factors.values() for b in factors.values()):
+        s.refuse(ends, Why.TWO_SIDES, {})
+        return None
+    frozen = s.t.constants if by_constants and not s.t.edges else None
+    if frozen is not None:  # what has rows in any term of the sum, as noise has, is no weight
+        rows = functools.reduce(vary, [t.data for t in s.value.terms if t.data is not None])
+        frozen = without(s.blank(frozen), s.blank(rows))
+    beside = frozen is not None and any(besides(frozen, o.dims) for o in factors.values())
+    if beside or not factors.keys() <= {*weights}:  # or data varies along their equal outputs too
+        s.refuse(ends, Why.SCALE, {})
+        return None
+    return [i for i in weights if not any(i in network for network in networks)]
 
 
 def _adds_up_rows(s: _Sum) -> bool:
@@ -472,7 +505,7 @@ def _sum_with_bent(s: _Sum) -> Result:
             continue
         data = vary(data, n.dims)
         shared = met(n.dims, t.data)
-        if s.gone[i] & shared and own_axes(n) - shared:
+        if s.gone[i] & shared and (own_axes(n) - shared or n.parts):
             s.trace.refuse([n.param], Why.BENT_PRODUCT, s.gone[i])
         else:
             s.trace.use([n.param], "elementwise")
@@ -620,6 +653,8 @@ def _sum_echo(
     trace: "Walk", value: Value, e: Echo, over: Sequence[int], weighted: bool, dot: bool
 ) -> Echo:
     """An activation summed over digits of a parameter: refused if it is used as a weight is."""
+    if e.how != "statistic" and e.whole is None and not _in(e.dims, over):
+        return e
     blank = _blank(over)
     at = lambda dims: tuple([dims[d] for d in over])  # noqa: E731
     gone = axes_of(at(e.dims))
@@ -664,7 +699,7 @@ def _sum_echo(
             trace.refuse(e.params | e.learned, Why.EITHER)
         elif not batch:
             trace.refuse(e.params | e.learned, Why.EITHER, gone)
-        elif first or (not repeated and (stay - shared or e.ones or noise)):
+        elif first or (not repeated and (stay - shared or e.hidden or noise)):
             trace.refuse(e.params, Why.MADE if e.how == "used" else Why.GATED, gone)
         elif e.how == "used" and stay - shared:
             rest = rest._replace(twice=True)

@@ -21,7 +21,7 @@ from .digits import (
     without,
 )
 from .reasons import Why
-from .values import CONSTANT, Echo, Kind, Node, Part, Term, Value, own_axes, regrouped
+from .values import CONSTANT, Echo, Edge, Kind, Node, Part, Term, Value, own_axes, regrouped
 
 if TYPE_CHECKING:
     from .walk import Walk
@@ -71,9 +71,8 @@ def record_weight(
     p = t.nodes[i].param
     outputs = (alone | summed_axes(t, i)) - fan_in
     batch = long_axes(trace.shapes[p]) - fan_in - (outputs - shared)
-    chosen = t.picked is not None and bool(_chosen_axes(trace, t, i, t.nodes[i]))
     fed = bool(t.seen >> p & 1)
-    trace.use([p], "weight", fan_in, outputs, batch, chosen=chosen, fed=fed)
+    trace.use([p], "weight", fan_in, outputs, batch, chosen=bool(t.nodes[i].chosen), fed=fed)
 
 
 def is_all(trace: "Walk", node: Node, dims: Dims, axes: Iterable[int]) -> bool:
@@ -129,7 +128,7 @@ def record_directed(trace: "Walk", t: Term, fan_in: Mapping[int, AxisSet]) -> No
     weights = [
         i
         for i, axes in fan_in.items()
-        if axes and (own_axes(t.nodes[i]) or summed_axes(t, i) - axes)
+        if axes and (own_axes(t.nodes[i]) or t.nodes[i].parts or summed_axes(t, i) - axes)
     ]
     for i, axes in fan_in.items():
         if i in weights:
@@ -198,7 +197,7 @@ def used(trace: "Walk", t: Term, node: Node, rows: Dims) -> Echo:
         "used",
         node.dims,
         rows,
-        ones=1 in trace.shapes[node.param],
+        hidden=1 in trace.shapes[node.param] or bool(t.edges),
         network=network,
         learned=t.learned,
         cut=NONE.union(*[part.axes for part in node.parts]),
@@ -225,7 +224,7 @@ def settle_lookup(trace: "Walk", t: Term) -> None:
     if len(t.nodes) == 1 and not t.edges:
         trace.use(t.params, "lookup")
         return
-    tables = [i for i, n in enumerate(t.nodes) if _chosen_axes(trace, t, i, n)]
+    tables = [i for i, n in enumerate(t.nodes) if n.chosen]
     begins = t.constants is not None and not axes_of(t.constants)
     both = any(CONSTANT in dict(edge) for edge in t.edges) and (tables or not begins)
     fan_in = directed(t, dict.fromkeys(tables or [CONSTANT], NONE)) if t.edges else {}
@@ -238,12 +237,6 @@ def settle_lookup(trace: "Walk", t: Term) -> None:
             trace.use([p], "lookup" if i in tables else "elementwise")
     if weights:
         record_directed(trace, t, weights)
-
-
-def _chosen_axes(trace: "Walk", t: Term, i: int, node: Node) -> AxisSet:
-    """The axes of a node that data chose indices of: neither there, nor summed, nor sliced."""
-    there = own_axes(node).union(summed_axes(t, i), *[part.axes for part in node.parts])
-    return long_axes(trace.shapes[node.param]) - there
 
 
 def settle_scale(trace: "Walk", t: Term) -> None:
@@ -269,11 +262,17 @@ def settle_network(trace: "Walk", t: Term) -> None:
 def has_open_ends(t: Term) -> bool:
     """Whether each end of a chain of products has axes left, as in an update of a weight."""
 
-    def goes_on(i: int) -> bool:
-        return i == CONSTANT or goes_beyond(t, i) or sum(i in dict(e) for e in t.edges) > 1
+    def goes_on(i: int, edge: Edge) -> bool:
+        if sum(i in dict(e) for e in t.edges) > 1:
+            return True
+        if i != CONSTANT:
+            return goes_beyond(t, i)
+        # Of a mask, as of a single column of a frozen matrix, nothing is beyond the parameters.
+        there = [t.nodes[j].dims for j, _ in edge if j != CONSTANT]
+        return t.constants is None or any(besides(t.constants, dims) for dims in there)
 
     # What does not, beside two that do, is a scale: learned singular values.
-    return all(sum(goes_on(i) for i, _ in edge) > 1 for edge in t.edges)
+    return all(sum(goes_on(i, edge) for i, _ in edge) > 1 for edge in t.edges)
 
 
 def goes_beyond(t: Term, i: int) -> bool:

@@ -7,6 +7,7 @@ the value is an activation, and an `Echo` remembers the parameter's digits in it
 contraction over them can be refused.
 """
 
+import functools
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -46,6 +47,7 @@ class Node(NamedTuple):
     dims: Dims
     parts: frozenset[Part] = frozenset()
     bent: bool = False  # something nonlinear was done to its product with data
+    chosen: AxisSet = NONE  # axes of which data chose indices
 
 
 Move = Callable[[Dims], Dims]
@@ -148,7 +150,7 @@ class Echo(NamedTuple):
     raw: bool = False  # that data is of constants alone
     bent: bool = False
     repeated: bool = True  # when it met that data, along some digit of that
-    ones: bool = False  # the parameter has an axis of length 1, which may be its one output
+    hidden: bool = False  # it may have outputs that no digits show: of length 1, or beyond an edge
     learned: frozenset[int] = frozenset()  # the parameters that this data is
     network: bool = False  # used in a product with other parameters
     oriented: frozenset[int] = frozenset()  # the network that it told, as a vector, the rows of
@@ -161,6 +163,12 @@ class Echo(NamedTuple):
     whole: Dims | None = None  # its digits with those that the data shared, until it is settled
     seen: int = 0  # if slices were used, what the data was computed from
     loops: frozenset[Hashable] = frozenset()  # that carry this data, or the sum it was added in
+
+    @property
+    def is_left(self) -> bool:
+        """Whether it has digits, or is of slices, so that more can become of it."""
+        cut = self.sliced or (self.parts and self.data is None)
+        return bool(cut or self.pending) or any([has_axes(dim) for dim in self.dims])
 
     def moved(self, f: Move, data: Move | None = None) -> "Echo":
         """The echo after an operation that moves elements, those of data by `data` if given."""
@@ -247,11 +255,11 @@ class Value(NamedTuple):
 
 def regrouped(echoes: Iterable[Echo]) -> tuple[Echo, ...]:
     """Echoes that are alike as one, and without those that have no digits left."""
+    there = [e for e in echoes if e.is_left]
+    if len(there) < 2:
+        return tuple(there)
     result: list[Echo] = []
-    for e in echoes:
-        cut = e.sliced or (e.parts and e.data is None)
-        if not (cut or e.pending or any([has_axes(dim) for dim in e.dims])):
-            continue
+    for e in there:
         for i, f in enumerate(result):
             if e[1:-2] == f[1:-2] and (e.parts or e[-2:] == f[-2:]):
                 seen, loops = _origin((e, f))
@@ -271,16 +279,33 @@ def _origin(found: Iterable[Term | Echo]) -> tuple[int, frozenset[Hashable]]:
 
 
 def once(terms: Iterable[Term]) -> tuple[Term, ...]:
-    """Each term once, wherever its data came from and whatever else was added to it."""
+    """Each product once: with several data, it is one with their sum."""
     groups: dict[Term, list[Term]] = {}
     for t in terms:
-        groups.setdefault(t._replace(seen=0, loops=frozenset(), residual=False), []).append(t)
-    result = []
-    for plain, found in groups.items():
-        seen, loops = _origin(found)
-        residual = any([t.residual for t in found])
-        result.append(plain._replace(seen=seen, loops=loops, residual=residual))
-    return tuple(result)
+        plain = t._replace(seen=0, loops=frozenset(), residual=False, learned=frozenset())
+        if t.data is not None and t.picked is None and not t.bent:
+            plain = plain._replace(data=(), rows=None, last=None, hot=None)
+        groups.setdefault(plain, []).append(t)
+    return tuple([functools.reduce(_with_sum, found) for found in groups.values()])
+
+
+def both(x: Dims | None, y: Dims | None) -> Dims | None:
+    """Along which dimensions either varies, of what may not be there."""
+    return vary(x, y) if x is not None and y is not None else (y if x is None else x)
+
+
+def _with_sum(s: Term, t: Term) -> Term:
+    """The sum of two products of the same parameters, each with its own data."""
+    return s._replace(
+        data=both(s.data, t.data),
+        rows=both(s.rows, t.rows),
+        last=both(s.last, t.last),
+        hot=s.hot if s.hot == t.hot else None,
+        seen=s.seen | t.seen,
+        loops=s.loops | t.loops,
+        residual=s.residual or t.residual,
+        learned=s.learned | t.learned,
+    )
 
 
 def constant(shape: Shape, kind: Kind = Kind.CONSTANT) -> Value:

@@ -88,7 +88,9 @@ def _verdict(uses: Sequence[Use], shape: Shape, decided: set[tuple[int, AxisSet]
     fan_in = {u.axes & long for u in weights}
     for use in sorted(by["refused"], key=lambda u: priority(u.why)):
         activation = not weights and use.partners & decided
-        if {use.axes & long} != fan_in and not activation:
+        # A scale inside a nonlinear function is one, wherever else it may be a weight.
+        agrees = use.why != Why.BENT_PRODUCT and {use.axes & long} == fan_in
+        if not (activation or agrees):
             return refuse(use.why, by["refused"])
     if not weights and by["refused"]:
         return Verdict(how="activation", where=_where(by["refused"]))
@@ -96,7 +98,7 @@ def _verdict(uses: Sequence[Use], shape: Shape, decided: set[tuple[int, AxisSet]
         if len(fan_in) > 1:
             texts = " and ".join(sorted(str(tuple(sorted(axes))) for axes in fan_in))
             return refuse(f"conflict: contracted over axes {texts}", weights)
-        # Rows that are contracted as the weight is are units of it, but of a table they feed.
+        # Rows that are contracted as the weight is are units of it, unless the table feeds itself.
         fed = any(u.fed for u in [*weights, *by["lookup"]])
         rows = [u for u in by["lookup"] if fed or {u.axes & long} != fan_in]
         if rows and not all(u.chosen for u in weights):

@@ -159,8 +159,9 @@ def _picked(value: Value, indices: Dims, path: Hashable = None) -> Value:
         return value._replace(varies=vary(value.varies, indices))
 
     def node(n: Node) -> Node:
-        told = frozenset(part for part in n.parts if path is None or part.path != path)
-        return n._replace(parts=told)
+        here = frozenset([part for part in n.parts if path is not None and part.path == path])
+        chosen = n.chosen.union(*(part.axes for part in here))
+        return n._replace(parts=n.parts - here, chosen=chosen)
 
     terms = tuple(
         t._replace(
@@ -236,9 +237,9 @@ def gather(trace: "Walk", eqn: Any, value: Value, indices: Value) -> Value:
 
     def node(n: Node) -> Node:  # of an axis at one place, that is all there is
         moved = n._replace(dims=pick(n.dims))
-        gone = (
-            [] if by_data else [d for d in looked_up if axes_of((n.dims[d],)) - axes_of(moved.dims)]
-        )
+        gone = [d for d in looked_up if axes_of((n.dims[d],)) - axes_of(moved.dims)]
+        if by_data:
+            return moved._replace(chosen=n.chosen | axes_of(n.dims[d] for d in gone))
         parts = [
             Part((("slice", trace.path, d), sizes[d], n.dims[d]), axes_of((n.dims[d],)))
             for d in gone
