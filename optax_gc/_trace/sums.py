@@ -402,6 +402,9 @@ def _sum_with_data(s: _Sum) -> Result:
     if _adds_up_rows(s):
         settle_lookup(trace, t)
         return [], []
+    if t.unsure and t.picked is None:
+        s.refuse(list(roots), t.unsure, directed(t, roots) or {})
+        return [], []
     if t.bent and len(t.nodes) == 1 and not t.edges:
         return _sum_bent(s)
     if any([n.bent for n in t.nodes]) and not t.edges:
@@ -411,8 +414,8 @@ def _sum_with_data(s: _Sum) -> Result:
         s.refuse(list(roots), Why.TWO_SIDES, {})
         return [], []
     if _is_scale(s, roots):
-        if s.alone[0] or t.unsure:  # of several members, or a weight that meets data twice
-            s.refuse([0], t.unsure or Why.SCALE, {})
+        if s.alone[0]:  # of several members, or a weight that is multiplied by data first
+            s.refuse([0], Why.SCALE, {})
         else:
             trace.use(t.params, "elementwise")
         return [], []
