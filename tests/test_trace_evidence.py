@@ -1704,6 +1704,17 @@ def one_hots_times_a_slice_of_a_table_before_a_network():
     return fn, weights, (i32(3),), {"e": Untold(()), "a": Untold((0,)), "b": (0,)}
 
 
+@case
+def taps_on_what_they_all_scaled_before():
+    """They do not scale one after the other, as scales of residual branches do."""
+
+    def fn(p, x):
+        h = jnp.tanh((x[:, None] * p[None, :, None]).max(1))
+        return jnp.tanh(sum(jnp.roll(h, j, 1) * p[j] for j in range(3)))
+
+    return fn, f32(3, 8), (SEQUENCE,), {"params": REFUSED}
+
+
 @pytest.mark.parametrize("build", CASES, ids=[build.__name__ for build in CASES])
 def test_a_weight_is_told_or_refused_by_no_more_than_the_computation_shows(build):
     fn, params, args, expected = build()

@@ -161,13 +161,14 @@ def with_slices_joined(trace: "Walk", value: Value, final: bool = True) -> Value
         if not (covered or final):
             continue
         gone += group
-        itself = any(t.seen >> p & 1 for t in group)
-        if itself and not any(trace.is_seen(t.nodes[0], t.seen) for t in group):
+        after = [t for t in group if t.seen >> p & 1]
+        own = any(trace.is_seen(t.nodes[0], t.seen) for t in group)
+        if 0 < len(after) < len(group) and not own:
             trace.use([p], "elementwise")  # each scales what the ones before it went into
             continue
         several = len({t.seen for t in group}) > 1  # not shifts of one value, as a convolution's
-        if not covered or itself or any(t.bent or len(t.nodes[0].parts) > 1 for t in group):
-            trace.refuse([p], Why.SLICES, axes if not itself else NONE)
+        if not covered or after or any(t.bent or len(t.nodes[0].parts) > 1 for t in group):
+            trace.refuse([p], Why.SLICES, NONE if after else axes)
             continue
         if not own_axes(group[0].nodes[0]) or several:
             trace.refuse([p], Why.SCALE)
