@@ -1715,6 +1715,30 @@ def taps_on_what_they_all_scaled_before():
     return fn, f32(3, 8), (SEQUENCE,), {"params": REFUSED}
 
 
+@case
+def gain_before_rotated_positions():
+    """A norm of queries, then rotations: the gain is there in two orders, a weight in neither."""
+
+    def fn(p, x):
+        h = x * p["g"][None, None]
+        first, second = jnp.split(h, 2, -1)
+        angles = K(1, 4, 8)
+        return (h * angles + jnp.concatenate([-second, first], -1) * angles) @ p["w"]
+
+    return fn, {"g": f32(8), "w": W}, (SEQUENCE,), {"g": (), "w": (0,)}
+
+
+@case
+def groups_by_a_product_and_a_sum_then_normalized():
+    """The mean over groups meets what it is the mean of."""
+
+    def fn(p, x):
+        h = (x[..., None] * p[None]).sum(2)
+        return jnp.tanh(h - h.mean(1, keepdims=True))
+
+    return fn, f32(4, 8, 6), (f32(3, 4, 8),), {"params": (1,)}
+
+
 @pytest.mark.parametrize("build", CASES, ids=[build.__name__ for build in CASES])
 def test_a_weight_is_told_or_refused_by_no_more_than_the_computation_shows(build):
     fn, params, args, expected = build()

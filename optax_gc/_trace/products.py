@@ -59,7 +59,7 @@ def aligned(value: Value, shape: Shape) -> Value:
 
 def multiply(trace: "Walk", a: Value, b: Value, shape: Shape) -> Value:
     """The product of two values."""
-    if a is b:
+    if a is b and (a.terms or a.echoes):
         return bend(trace, (a,), shape)
     numbers = not (a.shape and b.shape)
     a, b = aligned(a, shape), aligned(b, shape)
@@ -79,6 +79,7 @@ def multiply(trace: "Walk", a: Value, b: Value, shape: Shape) -> Value:
             blurred=_blurred((a, b)),
             unknown=a.unknown or b.unknown,
         )
+    a, b = _without_own_sums(a, (b,)), _without_own_sums(b, (a,))
     terms = [*_times(a, b, numbers), *_times(b, a, numbers)]
     if not (a.kind == Kind.DATA or b.kind == Kind.DATA):
         terms += [_product(s, t) for s, t in itertools.product(a.terms, b.terms)]
@@ -97,12 +98,21 @@ def multiply(trace: "Walk", a: Value, b: Value, shape: Shape) -> Value:
 def _note_pooled(trace: "Walk", value: Value, data: Value) -> None:
     """Notes that sums of parameters over their own axes scale data, which has all other axes."""
     for e in value.echoes:
-        if e.how != "statistic":
+        if e.how != "statistic" or not axes(e):
             continue
         if len(e.params) > 1:
             trace.refuse(e.params, Why.BENT_NETWORK)
         elif axes(e) <= met(e.dims, data.support):
             trace.use(e.params, "pooled")
+
+
+def _without_own_sums(value: Value, others: Sequence[Value]) -> Value:
+    """Forgets that an activation was summed where the sum meets what it is of, as in a norm."""
+    if not any([e.pending == Why.LATER for e in value.echoes]):
+        return value
+    whole = frozenset().union(*(e.params for v in others for e in v.echoes if e.whole is not None))
+    kept = [e for e in value.echoes if not (e.pending == Why.LATER and e.params <= whole)]
+    return value._replace(echoes=tuple(kept))
 
 
 def _blurred(values: Sequence[Value]) -> str:
@@ -114,6 +124,8 @@ def _blurred(values: Sequence[Value]) -> str:
 
 def _hot(a: Value, b: Value) -> Dims | None:
     """Where a product is one-hot: where a factor is that the other one only repeats."""
+    if a.one_hot and b.one_hot:
+        return vary(a.one_hot, b.one_hot)
     for x, y in ((a, b), (b, a)):
         if x.one_hot and not any(has_axes(dim) for dim in y.varies):
             return x.one_hot
@@ -130,7 +142,7 @@ def _times(a: Value, b: Value, number: bool) -> list[Term]:
     if b.terms and a.kind == Kind.DATA:
         return [_product(s, t) for s, t in itertools.product(a.terms, b.terms)]
     varies = b.varies
-    for e in b.echoes:  # a statistic of other parameters is like a constant
+    for e in () if b.terms else b.echoes:  # a statistic of other parameters is like a constant
         if not _is_statistic_of(e, a.terms):
             varies = vary(varies, e.dims)
     constant = bool(axes_of(varies))
@@ -264,6 +276,7 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape, is_sum: bool = Fal
       is_sum: whether the program adds them up.
     """
     values = [aligned(v, shape) for v in values]
+    values = [_without_own_sums(v, [o for o in values if o is not v]) for v in values]
     kind = max(v.kind for v in values)
     # Of parameters that become part of an activation, not all that they vary along is remembered.
     along = [v.support if kind == Kind.DATA != v.kind else v.varies for v in values]
@@ -275,22 +288,23 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape, is_sum: bool = Fal
     for v in values:
         joins = kind == Kind.DATA and v.kind != Kind.DATA
         rows = foreign(shape)
-        if joins:
+        if joins and (v.terms or v.echoes):
             for other in values:
                 if other is not v:
                     rows = vary(rows, other.support)
+        settled = any([_shows_rows(e, v, values) for e in v.echoes if e.learned])
         for e in v.echoes:
             if joins and e.how == "statistic":
-                trace.use(e.params, "pooled")
+                trace.use(e.params, "pooled" if axes(e) else "scalar")
                 e = Echo(e.params, "added", e.dims, rows)
-            echoes.append(e)
+            echoes.append(e._replace(learned=frozenset()) if settled else e)
         if joins and v.terms:
             of_data = [e for other in values if other is not v for e in other.echoes]
             for t in v.terms:
                 echoes += added(trace, t, rows, of_data, loops)
         else:
             for t in v.terms:
-                if t.is_rows:
+                if t.is_rows and len(values) > 1:
                     assert t.picked is not None
                     if t.hot is not None and any(n.parts for n in t.nodes):
                         trace.refuse(t.params, Why.ONE_HOTS)
@@ -315,6 +329,17 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape, is_sum: bool = Fal
     return tidied(trace, result)
 
 
+def _shows_rows(e: Echo, v: Value, values: Sequence[Value]) -> bool:
+    """Whether what is added to a product of parameters says that it is an activation.
+
+    That is a vector, the same for all its rows, or something for each example.
+    """
+    vectors = [o.support for o in values if o.kind == Kind.PARAMETER]
+    examples = [o.support for o in values if o.kind == Kind.DATA and o is not v]
+    of_layer = e.how == "used" and any(not met(dims, e.rows) for dims in vectors)
+    return of_layer or any(besides(dims, v.support) for dims in examples)
+
+
 def _is_unknown(value: Value) -> bool:
     """Whether it is made of parameters by an operation that nothing is known about."""
     return value.kind == Kind.PARAMETER and value.unknown
@@ -335,7 +360,9 @@ def _unrolled(values: Sequence[Value], terms: list[Term]) -> list[Term]:
     if not several:
         return terms
     return [
-        t._replace(unrolled=True) if len(t.nodes) == 1 and t.nodes[0].param in several else t
+        t._replace(unrolled=True)
+        if t.data is not None and len(t.nodes) == 1 and t.nodes[0].param in several
+        else t
         for t in terms
     ]
 
@@ -344,7 +371,7 @@ def _check_echoes(trace: "Walk", values: Sequence[Value]) -> None:
     """Refuses what a sum makes unclear of parameters whose use was known."""
     for v, other in itertools.permutations(values, 2):
         for e in v.echoes:
-            if e.twice and met(e.dims, other.support):
+            if e.twice and other.kind == Kind.DATA and met(e.dims, other.support):
                 unseen = [p for p in e.params if not other.seen >> p & 1]
                 trace.refuse(unseen, Why.TWICE, e.fan_in)
             if not e.parts:
@@ -364,14 +391,15 @@ def _check_products(trace: "Walk", values: Sequence[Value]) -> None:
     for v in values:
         for t in v.terms:
             node = t.nodes[0]
-            if t.data is None:
+            if t.data is None or t.is_rows:
                 continue
             other = found.setdefault(tuple(t.params), t)
             if len(t.nodes) > 1:
                 differ = other.nodes != t.nodes
             else:  # slices are told apart when all are there, but not what is in another order
                 same = other.nodes[0].parts == node.parts
-                differ = same and other.nodes != t.nodes
+                outputs = own_axes(node) - met(node.dims, t.data)
+                differ = bool(outputs) and same and other.nodes != t.nodes
             if differ:
                 trace.refuse(t.params, Why.SLICES)
 
