@@ -656,8 +656,6 @@ def _sum_echo(
     trace: "Walk", value: Value, e: Echo, over: Sequence[int], weighted: bool, dot: bool
 ) -> Echo:
     """An activation summed over digits of a parameter: refused if it is used as a weight is."""
-    if e.how != "statistic" and e.whole is None and not _in(e.dims, over):
-        return e
     blank = _blank(over)
     at = lambda dims: tuple([dims[d] for d in over])  # noqa: E731
     gone = axes_of(at(e.dims))

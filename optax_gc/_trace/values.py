@@ -164,12 +164,6 @@ class Echo(NamedTuple):
     seen: int = 0  # if slices were used, what the data was computed from
     loops: frozenset[Hashable] = frozenset()  # that carry this data, or the sum it was added in
 
-    @property
-    def is_left(self) -> bool:
-        """Whether it has digits, or is of slices, so that more can become of it."""
-        cut = self.sliced or (self.parts and self.data is None)
-        return bool(cut or self.pending) or any([has_axes(dim) for dim in self.dims])
-
     def moved(self, f: Move, data: Move | None = None) -> "Echo":
         """The echo after an operation that moves elements, those of data by `data` if given."""
         g = data or f
@@ -255,27 +249,19 @@ class Value(NamedTuple):
 
 def regrouped(echoes: Iterable[Echo]) -> tuple[Echo, ...]:
     """Echoes that are alike as one, and without those that have no digits left."""
-    there = [e for e in echoes if e.is_left]
-    if len(there) < 2:
-        return tuple(there)
     result: list[Echo] = []
-    for e in there:
+    for e in echoes:
+        cut = e.sliced or (e.parts and e.data is None)
+        if not (cut or e.pending or any([has_axes(dim) for dim in e.dims])):
+            continue
         for i, f in enumerate(result):
             if e[1:-2] == f[1:-2] and (e.parts or e[-2:] == f[-2:]):
-                seen, loops = _origin((e, f))
+                seen, loops = e.seen | f.seen, e.loops | f.loops
                 result[i] = f._replace(params=e.params | f.params, seen=seen, loops=loops)
                 break
         else:
             result.append(e)
     return tuple(result)
-
-
-def _origin(found: Iterable[Term | Echo]) -> tuple[int, frozenset[Hashable]]:
-    """What the data in several terms or echoes was computed from, and what carries it."""
-    seen, loops = 0, frozenset()
-    for one in found:
-        seen, loops = seen | one.seen, loops | one.loops
-    return seen, loops
 
 
 def once(terms: Iterable[Term]) -> tuple[Term, ...]:

@@ -76,11 +76,6 @@ def identity(trace: "Walk", eqn: Any, *values: Value) -> list[Value]:
     return list(values)
 
 
-def stop_gradient(trace: "Walk", eqn: Any, value: Value) -> Value:
-    """A constant from here on, unless a custom derivative rule is free to ignore it."""
-    return value if trace.everything else value.without_gradient()
-
-
 def random_bits(trace: "Walk", eqn: Any, *values: Value) -> Value:
     """Randomness: a constant, whatever its key, or the data of a model that has no other."""
     shape = shape_of(eqn.outvars[0])
@@ -135,7 +130,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "eq": equal,
     **dict.fromkeys(_NONLINEAR.split(), nonlinear),
     **dict.fromkeys(_IDENTITIES.split(), identity),
-    "stop_gradient": stop_gradient,
+    "stop_gradient": unary,  # no gradient reaches its operand, as liveness tells
     "random_bits": random_bits,
     **dict.fromkeys(_KEYS.split(), random_key),
 }
