@@ -1739,6 +1739,73 @@ def groups_by_a_product_and_a_sum_then_normalized():
     return fn, f32(4, 8, 6), (f32(3, 4, 8),), {"params": (1,)}
 
 
+@case
+def rows_written_one_by_one():
+    """Each is multiplied with one input, and they are added up."""
+
+    def fn(p, x):
+        w = jnp.zeros((3, 6))
+        for i in range(3):
+            w = w.at[i].set(p[2 - i])
+        return jnp.tanh(x @ w)
+
+    return fn, f32(3, 6), (f32(4, 3),), {"params": (0,)}
+
+
+@case
+def rows_padded_and_added():
+    return (
+        lambda p, x: x @ (jnp.pad(p[:1], ((1, 0), (0, 0))) + jnp.pad(p[1:], ((0, 1), (0, 0)))),
+        f32(2, 6),
+        (f32(4, 2),),
+        {"params": (0,)},
+    )
+
+
+@case
+def rows_of_a_product_with_constants_written_one_by_one():
+    """The inputs meet the rows, and not the constants that the rows are made with."""
+
+    def fn(p, x):
+        rows = jnp.einsum("k,kio->io", K(7), p)
+        return x @ jnp.zeros((2, 6)).at[0].set(rows[1]).at[1].set(rows[0])
+
+    return fn, f32(7, 2, 6), (f32(4, 2),), {"params": (1,)}
+
+
+@case
+def circulant_matrix():
+    """Each row is the weight in another order, so that the inputs meet all of it."""
+    return (
+        lambda p, x: x @ jnp.stack([jnp.roll(p, k) for k in range(8)]),
+        f32(8),
+        (X,),
+        {"params": Untold((0,))},
+    )
+
+
+@case
+def columns_times_a_weight_rolled():
+    return (
+        lambda p, x: jnp.tanh(sum(x[:, k : k + 1] * jnp.roll(p, k) for k in range(8))),
+        f32(8),
+        (X,),
+        {"params": Untold((0,))},
+    )
+
+
+@case
+def latents_that_meet_keys_of_a_weight_that_is_refused():
+    """That the keys are outputs of a weight says nothing about the queries' either."""
+
+    def fn(p, x):
+        keys = x @ jnp.concatenate([p["k"], p["k"][::-1]])
+        return jax.nn.softmax((p["latents"] @ p["q"]) @ keys.T) @ x
+
+    weights = {"k": f32(4, 5), "latents": f32(3, 6), "q": f32(6, 5)}
+    return fn, weights, (f32(7, 8),), {"k": Untold((0,)), "latents": REFUSED, "q": REFUSED}
+
+
 @pytest.mark.parametrize("build", CASES, ids=[build.__name__ for build in CASES])
 def test_a_weight_is_told_or_refused_by_no_more_than_the_computation_shows(build):
     fn, params, args, expected = build()

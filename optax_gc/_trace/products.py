@@ -35,7 +35,19 @@ from .uses import (
     summed_axes,
     with_slices_joined,
 )
-from .values import CONSTANT, Echo, Kind, Node, Term, Value, both, once, own_axes, regrouped
+from .values import (
+    CONSTANT,
+    Echo,
+    Kind,
+    Node,
+    Term,
+    Value,
+    both,
+    is_shuffled,
+    once,
+    own_axes,
+    regrouped,
+)
 
 if TYPE_CHECKING:
     from .walk import Walk
@@ -202,6 +214,8 @@ def _gated(a: Value, b: Value) -> Sequence[Echo]:
         if itself and e.how == "added" and besides(support, a.support):
             # Positions may meet themselves, but a weight may meet what it scales too.
             itself &= frozenset(p for f in b.echoes if f.how == "added" for p in f.params)
+        if e.how == "used":
+            e = e._replace(unknown=e.unknown or b.blurred)
         if itself:
             found.append(e._replace(params=itself, data=data, raw=raw))
         if rest := e.params - itself:
@@ -312,7 +326,8 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape, is_sum: bool = Fal
                 else:
                     terms.append(t)
     terms = _unrolled(values, terms)
-    _check_echoes(trace, values)
+    _check_twice(trace, values)
+    check_slices(trace, values)
     if is_sum:
         _check_products(trace, values)
         if any(v.kind == Kind.DATA and not v.terms for v in values):
@@ -367,22 +382,26 @@ def _unrolled(values: Sequence[Value], terms: list[Term]) -> list[Term]:
     ]
 
 
-def _check_echoes(trace: "Walk", values: Sequence[Value]) -> None:
-    """Refuses what a sum makes unclear of parameters whose use was known."""
+def _check_twice(trace: "Walk", values: Sequence[Value]) -> None:
+    """Refuses what was contracted with data twice, and is added to other data."""
     for v, other in itertools.permutations(values, 2):
         for e in v.echoes:
             if e.twice and other.kind == Kind.DATA and met(e.dims, other.support):
                 unseen = [p for p in e.params if not other.seen >> p & 1]
                 trace.refuse(unseen, Why.TWICE, e.fan_in)
-            if not e.parts:
+
+
+def check_slices(trace: "Walk", values: Sequence[Value]) -> None:
+    """Refuses weights of which the outputs of several slices may be added up."""
+    for v, other in itertools.combinations(values, 2):
+        for e, f in itertools.product(v.echoes, other.echoes):
+            if not (e.parts and f.parts and f.parts != e.parts):
                 continue
-            for f in other.echoes:
-                if f.parts and f.parts != e.parts:
-                    for p in e.params & f.params:
-                        one, two = Node(p, (), e.parts), Node(p, (), f.parts)
-                        itself = trace.is_seen(one, e.seen) or trace.is_seen(two, f.seen)
-                        if itself or not (e.seen | f.seen) >> p & 1:
-                            trace.refuse([p], Why.SLICES)
+            for p in e.params & f.params:
+                one, two = Node(p, (), e.parts), Node(p, (), f.parts)
+                itself = trace.is_seen(one, e.seen) or trace.is_seen(two, f.seen)
+                if itself or not (e.seen | f.seen) >> p & 1:
+                    trace.refuse([p], Why.SLICES)
 
 
 def _check_products(trace: "Walk", values: Sequence[Value]) -> None:
@@ -399,7 +418,8 @@ def _check_products(trace: "Walk", values: Sequence[Value]) -> None:
             else:  # slices are told apart when all are there, but not what is in another order
                 same = other.nodes[0].parts == node.parts
                 outputs = own_axes(node) - met(node.dims, t.data)
-                differ = bool(outputs) and same and other.nodes != t.nodes
+                others = other.nodes != t.nodes or (other is not t and is_shuffled(node))
+                differ = bool(outputs) and same and others
             if differ:
                 trace.refuse(t.params, Why.SLICES)
 
@@ -528,7 +548,7 @@ def bent(trace: "Walk", value: Value) -> Value:
                 echoes.append(Echo(itself, "added", n.dims, t.data, bent=True, repeated=False))
     for e in value.echoes:
         outer = bool(axes(e) - met(e.dims, e.rows))
-        kept = e.how == "added" and (outer or not e.repeated)
+        kept = e.how == "added" and not e.unknown and (outer or not e.repeated)
         if e.how == "statistic" or e.pending or kept:
             echoes.append(e._replace(bent=True))
     return Value(

@@ -5,6 +5,7 @@ are read as that, so that one rule decides every contraction however it is spell
 """
 
 import functools
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,7 +39,7 @@ from .uses import (
     used,
     with_slices_joined,
 )
-from .values import CONSTANT, Echo, Kind, Node, Term, Value, own_axes, regrouped
+from .values import CONSTANT, Echo, Kind, Node, Part, Term, Value, own_axes, regrouped
 
 if TYPE_CHECKING:
     from .walk import Walk
@@ -128,7 +129,7 @@ def summed(trace: "Walk", value: Value, over: Sequence[int], dot: bool = False) 
     shape = tuple([value.shape[d] for d in stay])
     if not (value.terms or value.echoes):
         return value.plain().moved(keep, shape)
-    value = with_slices_joined(trace, value)
+    value = with_slices_joined(trace, _with_placed_slices(value, over))
     terms: list[Term] = []
     echoes: list[Echo] = []
     varies = value.support if value.kind == Kind.DATA else value.varies
@@ -145,9 +146,10 @@ def summed(trace: "Walk", value: Value, over: Sequence[int], dot: bool = False) 
                 continue
             summands, left = left, []
             for one in summands:
-                more, found = rule(_Sum(trace, value, one, dims, dot))
+                s = _Sum(trace, value, one, dims, dot)
+                more, found = rule(s)
                 left += more
-                echoes += found
+                echoes += [*found, *s.left()] if s.unclear else found
         if not left and len(echoes) == before:  # the result varies as what was refused or settled
             varies = vary(varies, t.support)
         terms += left
@@ -164,6 +166,35 @@ def summed(trace: "Walk", value: Value, over: Sequence[int], dot: bool = False) 
     result = value.plain()._replace(varies=varies, terms=tuple(terms), echoes=())
     moved = regrouped([e.moved(keep) for e in echoes])
     return result.moved(keep, shape)._replace(echoes=moved)
+
+
+def _with_placed_slices(value: Value, over: Sequence[int]) -> Value:
+    """Marks slices that constants put side by side along what is summed: they are added up."""
+    slices: dict[int, set[frozenset[Part]]] = defaultdict(set)
+    placed = [
+        t
+        for t in value.terms
+        if t.data is not None
+        and t.constants is not None
+        and _in(t.constants, over)
+        and len(t.nodes) == 1
+        and t.nodes[0].parts
+        and not _in(t.nodes[0].dims, over)
+    ]
+    for t in placed:
+        slices[t.nodes[0].param].add(t.nodes[0].parts)
+    return (
+        value._replace(
+            terms=tuple(
+                t._replace(unrolled=True)
+                if t in placed and len(slices[t.nodes[0].param]) > 1
+                else t
+                for t in value.terms
+            )
+        )
+        if placed
+        else value
+    )
 
 
 def _chosen(dims: Iterable[Dim]) -> AxisSet:
@@ -189,6 +220,16 @@ class _Sum:
         self.stay = [d for d in range(len(value.shape)) if d not in over]
         self.blank = _blank(over)
         self.gone = [axes_of(self.at(n.dims)) for n in t.nodes]
+        self.unclear = ""  # why nodes were refused
+
+    def left(self) -> list[Echo]:
+        """What is left of nodes that were refused, as if each had been a weight."""
+        t = self.t
+        rows = self.blank(t.support if t.data is None else t.data)
+        return [
+            used(self.trace, t, n._replace(dims=without(self.blank(n.dims), rows)), rows)
+            for n in t.nodes
+        ]
 
     def at(self, dims: Dims) -> Dims:
         """The dimensions that are summed."""
@@ -256,6 +297,7 @@ class _Sum:
 
         With them goes an activation made of parameters, of which nothing else tells that it is one.
         """
+        self.unclear = why
         self.trace.refuse(self.t.learned, why)
         for i, node in enumerate(self.t.nodes):
             if i in nodes or self.t.edges:
@@ -658,6 +700,11 @@ def _sum_echo(
     """An activation summed over digits of a parameter: refused if it is used as a weight is."""
     blank = _blank(over)
     at = lambda dims: tuple([dims[d] for d in over])  # noqa: E731
+    if e.unknown:
+        if weighted:
+            return e._replace(dims=foreign(value.shape))
+        if e.others is not None and met(at(e.dims), at(e.others)):
+            trace.refuse(e.params, e.unknown)
     gone = axes_of(at(e.dims))
     more = NONE if e.whole is None else axes_of(at(e.whole)) - gone
     if e.whole is not None and more:

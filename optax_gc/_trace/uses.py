@@ -14,6 +14,7 @@ from .digits import (
     Dims,
     axes_of,
     besides,
+    has_axes,
     is_whole,
     long_axes,
     met,
@@ -208,13 +209,22 @@ def used(trace: "Walk", t: Term, node: Node, rows: Dims) -> Echo:
     )
 
 
-def could_be_weight(e: Echo) -> bool:
-    """Whether an activation could be a weight made from data, one for each example."""
-    if e.how == "added":
-        return not e.repeated
-    count = sum(any(f.axes and f.size > 1 for f in dim) for dim in e.dims)
+def could_be_weight(e: Echo, beside_data: bool) -> bool:
+    """Whether an operation that is not known may use as a weight what parameters are in.
+
+    Args:
+      e: what is left of them.
+      beside_data: whether another of its operands is data.
+    """
+    if e.pending or e.how == "statistic":
+        return True
+    shared = met(e.dims, e.rows)
+    if e.how == "added" and (not e.repeated or (shared and (axes_of(e.dims) | e.cut) - shared)):
+        return True
+    # One made from data, for each example.
+    count = sum(map(has_axes, e.dims))
     rows = sum(besides((r,), (d,)) for r, d in zip(e.rows, e.dims, strict=True))
-    return bool(e.pending) or e.how == "statistic" or (count > 1 and rows < 2)
+    return (beside_data or e.others is not None) and count > 1 and rows < 2
 
 
 def settle_lookup(trace: "Walk", t: Term) -> None:

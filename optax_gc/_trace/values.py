@@ -158,6 +158,7 @@ class Echo(NamedTuple):
     twice: bool = False  # contracted with data again
     parts: frozenset[Part] = frozenset()  # slices of it that were used
     sliced: frozenset[Part] = frozenset()  # slices of what is left of it
+    unknown: str = ""  # why it may be anywhere: an operation that is not known was done to it
     pending: str = ""  # why it has to be refused, unless it turns out to scale its own parameter
     fan_in: AxisSet = NONE
     whole: Dims | None = None  # its digits with those that the data shared, until it is settled
@@ -307,6 +308,11 @@ def nothing(shape: Shape) -> Value:
 def own_axes(node: Node) -> AxisSet:
     """The axes that are still there."""
     return axes_of(node.dims)
+
+
+def is_shuffled(node: Node) -> bool:
+    """Whether positions along an axis are not known, so that another image may be another order."""
+    return any([f.stride is None and f.axes and not f.whole for dim in node.dims for f in dim])
 
 
 @dataclass(frozen=True)

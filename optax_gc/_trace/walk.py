@@ -9,13 +9,14 @@ import numpy as np
 from jax.core import Tracer
 
 from . import jaxprs
-from .digits import NONE, AxisSet, Shape, foreign, has_axes, own
+from .digits import NONE, AxisSet, Shape, foreign, has_axes, own, varying
 from .jaxprs import is_inexact, is_literal, shape_of
 from .liveness import Flags, Liveness
+from .products import axes, check_slices
 from .reasons import Why
 from .rules import RULES
 from .uses import could_be_weight, settle_network, settle_scale, with_slices_joined
-from .values import Kind, Node, Part, Term, Use, Value, constant, nothing
+from .values import Echo, Kind, Node, Part, Term, Use, Value, constant, nothing, regrouped
 
 
 class Walk:
@@ -191,14 +192,21 @@ class Walk:
         for v in values:
             seen |= v.seen
             self.refuse_all(v, why)
+            beside = any(o.kind == Kind.DATA for o in values if o is not v)
             for e in v.echoes:
-                if could_be_weight(e):
+                if could_be_weight(e, beside):
                     self.refuse(e.params, why)
+        check_slices(self, values)
         loops = frozenset().union(*(v.loops for v in values))
+        # One axis alone is no weight, whatever is done to it.
+        echoes = [
+            e for v in values for e in v.echoes if e.how == "used" or len(axes(e) | e.cut) > 1
+        ]
         # It might be a one-hot, which looks rows up instead of being summed with a weight.
         blurred = "" if seen else why
         return [
             constant(shape_of(v), kind)._replace(
+                echoes=regrouped(_anywhere(e, shape_of(v), why) for e in echoes),
                 loops=loops,
                 seen=seen,
                 blurred=blurred,
@@ -223,6 +231,12 @@ class Walk:
                     self.refuse(e.params, e.pending, e.fan_in)
                 elif e.how == "added" and not e.repeated:
                     self.use(e.params, "elementwise")
+
+
+def _anywhere(e: Echo, shape: Shape, why: str) -> Echo:
+    """What is left of a parameter after an operation that nothing is known about."""
+    left = Echo(e.params, e.how, varying(shape), foreign(shape), twice=e.twice, unknown=why)
+    return left._replace(parts=e.parts, seen=e.seen, loops=e.loops)
 
 
 _MOST_ELEMENTS = 1 << 16  # a constant larger than that is not looked into
