@@ -90,6 +90,36 @@ def written(h):
     return lax.dynamic_update_slice(zeros, h[..., -1:], (0,) * (h.ndim - 1) + (h.shape[-1] - 1,))
 
 
+def row_by_row(w):
+    """Rows written from the last to the first."""
+    rows = jnp.zeros(w.shape)
+    for i in range(len(w)):
+        rows = rows.at[i].set(w[len(w) - 1 - i])
+    return rows
+
+
+def in_a_loop(w):
+    start = jnp.zeros(w.shape)
+    return lax.fori_loop(0, len(w), lambda i, rows: rows.at[i].set(w[len(w) - 1 - i]), start)
+
+
+def by_inputs(h, w):
+    return sum(h[..., j, None] * w[j] for j in range(len(w)))
+
+
+def by_outputs(h, w):
+    return jnp.stack([h @ w[:, j] for j in range(w.shape[1])], -1)
+
+
+def mapped_outputs(h, w):
+    return jnp.moveaxis(lax.map(lambda column: h @ column, w.T), 0, -1)
+
+
+def looped_inputs(h, w):
+    start = jnp.zeros((*h.shape[:-1], w.shape[1]))
+    return lax.fori_loop(0, len(w), lambda j, c: c + h[..., j, None] * w[j], start)
+
+
 def fields(tables, ids, values):
     rows = jax.vmap(lambda table, i: table[i], (0, 1), 1)(tables, ids)
     return (rows * values[..., None]).sum(1)
@@ -102,7 +132,8 @@ def dense(h, w):
 
 HELPERS = (
     normalized, over_norm, convolved, depthwise, upsampled, recurrent, decaying, blocked, sharded,
-    by_vmap, of_members, written, fields, dense,
+    by_vmap, of_members, written, fields, dense, row_by_row, in_a_loop, by_inputs, by_outputs,
+    mapped_outputs, looped_inputs,
 )  # fmt: skip
 NAMES = {"jax": jax, "jnp": jnp, "lax": lax, "np": np, "K": constant}
 NAMES |= {f.__name__: f for f in HELPERS}
@@ -197,6 +228,12 @@ class Builder:
             "mapped": lambda: f"lax.map(jnp.tanh, {make(shape)})",
             "turned over": lambda: f"jnp.flip({make(shape)}, {axis})",
             "rolled": lambda: f"jnp.roll({make(shape)}, 1, {axis})",
+            "row by row": lambda: f"row_by_row({make(shape)})",
+            "in a loop": lambda: f"in_a_loop({make(shape)})",
+            "stacked": lambda: f"jnp.stack({make(shape)}[::-1])",
+            "taken": lambda: f"jnp.take({make(shape)}, np.arange({shape[axis]})[::-1], {axis})",
+            "every other": lambda: f"{make((*shape[:-1], 2 * shape[-1]))}[..., ::2]",
+            "exchanged": lambda: f"(lambda w: jnp.concatenate([w[1:], w[:1]]))({make(shape)})",
             "padded": lambda: (
                 f"jnp.pad({make((shape[0] - 1, *shape[1:]))}, ((1, 0), *[(0, 0)] * {last}))"
                 if shape[0] > 2
@@ -253,6 +290,10 @@ class Builder:
             "product and sum": lambda: (
                 f"({make(*lead, k)}[..., None] * {weight((0,), k, f)}).sum(-2)"
             ),
+            "by inputs": lambda: f"by_inputs({make(*lead, k)}, {weight((0,), k, f)})",
+            "by outputs": lambda: f"by_outputs({make(*lead, k)}, {weight((0,), k, f)})",
+            "mapped outputs": lambda: f"mapped_outputs({make(*lead, k)}, {weight((0,), k, f)})",
+            "looped inputs": lambda: f"looped_inputs({make(*lead, k)}, {weight((0,), k, f)})",
             "product, sliced and summed": lambda: (
                 f"(lambda z: sum(z[..., j, :] for j in range({k})))"
                 f"({make(*lead, k)}[..., None] * {weight((0,), k, f)})"

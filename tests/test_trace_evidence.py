@@ -1749,7 +1749,7 @@ def rows_written_one_by_one():
             w = w.at[i].set(p[2 - i])
         return jnp.tanh(x @ w)
 
-    return fn, f32(3, 6), (f32(4, 3),), {"params": (0,)}
+    return fn, f32(3, 6), (f32(4, 3),), {"params": Untold((0,))}
 
 
 @case
@@ -1758,7 +1758,7 @@ def rows_padded_and_added():
         lambda p, x: x @ (jnp.pad(p[:1], ((1, 0), (0, 0))) + jnp.pad(p[1:], ((0, 1), (0, 0)))),
         f32(2, 6),
         (f32(4, 2),),
-        {"params": (0,)},
+        {"params": Untold((0,))},
     )
 
 
@@ -1770,7 +1770,7 @@ def rows_of_a_product_with_constants_written_one_by_one():
         rows = jnp.einsum("k,kio->io", K(7), p)
         return x @ jnp.zeros((2, 6)).at[0].set(rows[1]).at[1].set(rows[0])
 
-    return fn, f32(7, 2, 6), (f32(4, 2),), {"params": (1,)}
+    return fn, f32(7, 2, 6), (f32(4, 2),), {"params": Untold((1,))}
 
 
 @case

@@ -8,6 +8,7 @@ that the inputs do not vary along, so that it may still turn out to be summed wi
 
 import functools
 import itertools
+import math
 import operator
 from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,9 +22,11 @@ from .digits import (
     besides,
     foreign,
     has_axes,
+    lost,
     met,
     repeats,
     vary,
+    with_dim,
 )
 from .reasons import Why
 from .uses import (
@@ -40,6 +43,7 @@ from .values import (
     Echo,
     Kind,
     Node,
+    Part,
     Term,
     Value,
     both,
@@ -325,7 +329,7 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape, is_sum: bool = Fal
                     echoes += added(trace, t, vary(rows, t.picked), loops=loops)
                 else:
                     terms.append(t)
-    terms = _unrolled(values, terms)
+    terms = _side_by_side(_unrolled(values, terms))
     _check_twice(trace, values)
     check_slices(trace, values)
     if is_sum:
@@ -380,6 +384,35 @@ def _unrolled(values: Sequence[Value], terms: list[Term]) -> list[Term]:
         else t
         for t in terms
     ]
+
+
+def _side_by_side(terms: list[Term]) -> list[Term]:
+    """Puts the axis of which constants put slices side by side where they put them."""
+    parts: dict[int, set[frozenset[Part]]] = {}
+    for t in terms:
+        for n in t.nodes if t.data is None else ():
+            parts.setdefault(n.param, set()).add(n.parts)
+    several = {p for p, found in parts.items() if len(found) > 1}
+    if not several:
+        return terms
+
+    def placed(t: Term) -> Term:
+        if t.data is not None or t.constants is None:
+            return t
+        masked = [d for d, dim in enumerate(t.constants) if has_axes(dim)]
+
+        def node(n: Node) -> Node:
+            if n.param not in several:
+                return n
+            dims, axes = n.dims, NONE.union(*[part.axes for part in n.parts])
+            for d in masked:
+                size = math.prod(f.size for f in dims[d])
+                dims = with_dim(dims, d, lost(size, axes | axes_of((dims[d],))))
+            return n._replace(dims=dims, parts=frozenset())
+
+        return t._replace(nodes=tuple(map(node, t.nodes)))
+
+    return [placed(t) for t in terms]
 
 
 def _check_twice(trace: "Walk", values: Sequence[Value]) -> None:

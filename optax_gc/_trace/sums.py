@@ -5,7 +5,6 @@ are read as that, so that one rule decides every contraction however it is spell
 """
 
 import functools
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,7 +38,7 @@ from .uses import (
     used,
     with_slices_joined,
 )
-from .values import CONSTANT, Echo, Kind, Node, Part, Term, Value, own_axes, regrouped
+from .values import CONSTANT, Echo, Kind, Node, Term, Value, own_axes, regrouped
 
 if TYPE_CHECKING:
     from .walk import Walk
@@ -129,7 +128,7 @@ def summed(trace: "Walk", value: Value, over: Sequence[int], dot: bool = False) 
     shape = tuple([value.shape[d] for d in stay])
     if not (value.terms or value.echoes):
         return value.plain().moved(keep, shape)
-    value = with_slices_joined(trace, _with_placed_slices(value, over))
+    value = with_slices_joined(trace, value)
     terms: list[Term] = []
     echoes: list[Echo] = []
     varies = value.support if value.kind == Kind.DATA else value.varies
@@ -166,35 +165,6 @@ def summed(trace: "Walk", value: Value, over: Sequence[int], dot: bool = False) 
     result = value.plain()._replace(varies=varies, terms=tuple(terms), echoes=())
     moved = regrouped([e.moved(keep) for e in echoes])
     return result.moved(keep, shape)._replace(echoes=moved)
-
-
-def _with_placed_slices(value: Value, over: Sequence[int]) -> Value:
-    """Marks slices that constants put side by side along what is summed: they are added up."""
-    slices: dict[int, set[frozenset[Part]]] = defaultdict(set)
-    placed = [
-        t
-        for t in value.terms
-        if t.data is not None
-        and t.constants is not None
-        and _in(t.constants, over)
-        and len(t.nodes) == 1
-        and t.nodes[0].parts
-        and not _in(t.nodes[0].dims, over)
-    ]
-    for t in placed:
-        slices[t.nodes[0].param].add(t.nodes[0].parts)
-    return (
-        value._replace(
-            terms=tuple(
-                t._replace(unrolled=True)
-                if t in placed and len(slices[t.nodes[0].param]) > 1
-                else t
-                for t in value.terms
-            )
-        )
-        if placed
-        else value
-    )
 
 
 def _chosen(dims: Iterable[Dim]) -> AxisSet:
@@ -301,7 +271,9 @@ class _Sum:
         self.trace.refuse(self.t.learned, why)
         for i, node in enumerate(self.t.nodes):
             if i in nodes or self.t.edges:
-                axes = NONE if self.t.picked is not None else fan_in.get(i, NONE)  # or a lookup
+                scale = len(nodes) > 1 and not (self.alone[i] or node.parts or self.t.edges)
+                lookup = self.t.picked is not None
+                axes = NONE if scale or lookup else fan_in.get(i, NONE)
                 self.trace.refuse([node.param], why, axes)
             else:
                 self.trace.use([node.param], "elementwise")
