@@ -50,11 +50,17 @@ def is_backward(stack: Any) -> bool:
     return any(type(f).__name__ == "Transform" and f.name == "transpose" for f in stack.stack)
 
 
-def last_uses(jaxpr: Any) -> list[list[Any]]:
+def scope(stack: Any) -> str:
+    """The innermost scope of a name stack, which is an einsum's equation within it."""
+    names = [f.name for f in stack.stack if type(f).__name__ == "Scope"]
+    return names[-1] if names else ""
+
+
+def last_uses(eqns: Sequence[Any], results: Sequence[Any]) -> list[list[Any]]:
     """For each equation, the variables that neither later ones nor the results use."""
-    later = {atom for atom in jaxpr.outvars if not is_literal(atom)}
+    later = {atom for atom in results if not is_literal(atom)}
     found: list[list[Any]] = []
-    for eqn in reversed(jaxpr.eqns):
+    for eqn in reversed(eqns):
         last = {a for a in eqn.invars if not is_literal(a)} - later
         found.append([*last])
         later |= last
@@ -194,7 +200,7 @@ def unknown(eqn: Any) -> str:
 
 
 # For each primitive, its parameters in JAX 0.7 to 0.12; Equinox's come last. One with a "?" may be
-# missing: it is not read, or is not in every version.
+# missing: it is not read, or is not in every version. An einsum is what einsums.py makes.
 _TABLE = """
 abs acos acosh asin asinh atan atan2 atanh bessel_i0e bessel_i1e ceil clamp complex cosh digamma
 add add_any and div eq eq_to erf erf_inv floor ge gt igamma igamma_grad_a igammac imag is_finite le
@@ -258,6 +264,7 @@ select_and_gather_add :
   base_dilation padding select_prim? window_dilation window_dimensions window_strides
 fft : fft_lengths fft_type
 
+einsum : operands result
 dot_general : dimension_numbers out_sharding? precision? preferred_element_type?
 ragged_dot ragged_dot_general : group_offset out_sharding? precision? preferred_element_type?
   ragged_dot_dimension_numbers

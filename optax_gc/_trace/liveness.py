@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from . import jaxprs
+from .einsums import equations
 from .jaxprs import is_inexact, is_literal
 
 Flags = tuple[bool, ...]
@@ -17,7 +18,7 @@ class Live(NamedTuple):
     """What a gradient reaches in a jaxpr."""
 
     variables: frozenset[Any]
-    equations: Sequence[tuple[Flags, Flags]]  # for each, which of its operands and results
+    equations: Sequence[tuple[Any, Flags, Flags]]  # each, and which of its operands and results
 
 
 class Liveness:
@@ -37,16 +38,16 @@ class Liveness:
             live = {
                 v for v, flag in zip(jaxpr.outvars, outs, strict=True) if flag and not is_literal(v)
             }
-            equations: list[tuple[Flags, Flags]] = []
-            for eqn in reversed(jaxpr.eqns):
+            found: list[tuple[Any, Flags, Flags]] = []
+            for eqn in reversed(equations(jaxpr)):
                 flags = tuple([v in live for v in eqn.outvars])
                 reached = self._into(eqn, flags, everything)
-                equations.append((reached, flags))
+                found.append((eqn, reached, flags))
                 for atom, flag in zip(eqn.invars, reached, strict=True):
                     if flag and not is_literal(atom) and (everything or is_inexact(atom)):
                         live.add(atom)
             # The jaxpr is kept too, so that its id stays its own.
-            self._known[key] = jaxpr, Live(frozenset(live), equations[::-1])
+            self._known[key] = jaxpr, Live(frozenset(live), found[::-1])
         return self._known[key][1]
 
     def inputs(self, jaxpr: Any, outs: Flags, everything: bool) -> Flags:

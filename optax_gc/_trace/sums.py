@@ -62,13 +62,18 @@ def contract(
     """
     if a.kind == b.kind == Kind.PARAMETER:
         a, b = _with_rows(trace, a, a_onto, b, b_onto, shape, n)
-    a, b = with_slices_joined(trace, a), with_slices_joined(trace, b)
-    sides = [project(v, onto, shape) for v, onto in ((a, a_onto), (b, b_onto))]
-    over = range(n, len(shape))
-    product = multiply(trace, sides[0], sides[1], shape)
-    of_weight = [v.kind == Kind.PARAMETER and bool(v.terms) for v in (a, b)]
-    dot = of_weight[0] != of_weight[1]
-    return summed(trace, product, over, dot)
+    return contract_all(trace, [(a, a_onto), (b, b_onto)], shape, n)
+
+
+def contract_all(
+    trace: "Walk", operands: Sequence[tuple[Value, Onto]], shape: Shape, n: int
+) -> Value:
+    """The product of values, each along some of its dimensions, summed over all but the first."""
+    operands = [(with_slices_joined(trace, v), onto) for v, onto in operands]
+    factors = [project(v, onto, shape) for v, onto in operands]
+    product = functools.reduce(lambda a, b: multiply(trace, a, b, shape), factors)
+    weights = [v for v, _ in operands if v.kind == Kind.PARAMETER and v.terms]
+    return summed(trace, product, range(n, len(shape)), dot=len(weights) == 1)
 
 
 def project(value: Value, onto: Onto, shape: Shape) -> Value:

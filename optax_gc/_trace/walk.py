@@ -49,8 +49,8 @@ class Walk:
         )
         outer, outer_backward, outer_path = self._stack, self.backward, self.path
         stack: Any = None
-        last = jaxprs.last_uses(jaxpr)
-        for i, (eqn, (reached, flags)) in enumerate(zip(jaxpr.eqns, live.equations, strict=True)):
+        last = jaxprs.last_uses([eqn for eqn, *_ in live.equations], jaxpr.outvars)
+        for i, (eqn, reached, flags) in enumerate(live.equations):
             operands = [
                 _read(atom, env) if flag else _read(atom, env).without_gradient()
                 for atom, flag in zip(eqn.invars, reached, strict=True)

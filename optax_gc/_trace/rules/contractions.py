@@ -3,11 +3,12 @@
 Each says which dimensions of its operands go where in their product, and which of that are summed.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..digits import Dims, Shape, axes_of, repeats, reshape
+from ..digits import Dims, Shape, axes_of, has_axes, repeats, reshape
 from ..jaxprs import shape_of
-from ..sums import contract
+from ..sums import contract, contract_all
 from ..values import Kind, Node, Part, Value
 
 if TYPE_CHECKING:
@@ -17,6 +18,43 @@ if TYPE_CHECKING:
 def dot_general(trace: "Walk", eqn: Any, a: Value, b: Value) -> Value:
     """A product of matrices or tensors: every einsum, attention, dense layer."""
     return _dot(trace, a, b, eqn.params["dimension_numbers"], (), shape_of(eqn.outvars[0]))
+
+
+def einsum(trace: "Walk", eqn: Any, *values: Value) -> Value:
+    """A product of three or more, whatever the order in which JAX multiplies them.
+
+    First one-hots choose rows. Then weights are multiplied, and summed over what nothing else has:
+    they are one weight. Then all, inputs first.
+    """
+    operands = [*zip(values, eqn.params["operands"], strict=True)]
+    weights = [o for o in operands if o[0].kind == Kind.PARAMETER and o[0].terms]
+    weights.sort(key=lambda o: o[0].terms[0].params)
+    others = [o for o in operands if o not in weights]
+    kept = eqn.params["result"]
+    for hot in [o for o in others if o[0].one_hot is not None]:
+        along = {x for x, dim in zip(hot[1], hot[0].one_hot, strict=True) if has_axes(dim)}
+        having = [o for o in operands if o is not hot and along & {*o[1]}]
+        if len(along) == len(having) == 1 and having[0] in weights and not along & {*kept}:
+            rows = [x for x in dict.fromkeys((*hot[1], *having[0][1])) if x not in along]
+            weights.remove(having[0])
+            others.remove(hot)
+            others.append((_product(trace, [hot, *having], rows), rows))
+    if len(weights) > 1 and others:
+        needed = {label for _, labels in others for label in labels} | {*kept}
+        inner = [*dict.fromkeys(x for _, labels in weights for x in labels if x in needed)]
+        weights = [(_product(trace, weights, inner), inner)]
+    return _product(trace, [*others, *weights], kept)
+
+
+def _product(
+    trace: "Walk", operands: Sequence[tuple[Value, Sequence[int]]], kept: Sequence[int]
+) -> Value:
+    """The product of values whose dimensions have labels, summed over those that are not kept."""
+    sizes = {x: n for v, labels in operands for x, n in zip(labels, v.shape, strict=True)}
+    every = [*kept, *(label for label in sizes if label not in kept)]
+    onto = [[of.index(x) if x in of else None for x in every] for _, of in operands]
+    factors = [*zip([v for v, _ in operands], onto, strict=True)]
+    return contract_all(trace, factors, tuple(sizes[x] for x in every), len(kept))
 
 
 def ragged_dot(trace: "Walk", eqn: Any, a: Value, b: Value, sizes: Value) -> Value:
@@ -108,6 +146,7 @@ def _split(value: Value, d: int, groups: int) -> Value:
 
 RULES = {
     "dot_general": dot_general,
+    "einsum": einsum,
     "ragged_dot_general": ragged_dot,
     "ragged_dot": ragged_dot,
     "conv_general_dilated": conv_general_dilated,
