@@ -35,7 +35,7 @@ ELSEWHERE = set(
     unstack tile xla_pmap eq_to le_to lt_to empty2 erf_inv maybe_set noinline call_exported
     all_gather_invariant reduce_xor run_state select_if_vmap
     """.split()
-)
+) | {"einsum"}  # which stands for several of JAX's
 
 X, W, V = jnp.ones((4, 6)), jnp.ones((6, 8)), jnp.ones(4)
 INDICES, KEY = jnp.arange(4), jax.random.key(0)
@@ -308,6 +308,19 @@ def test_every_primitive_that_is_written_down_occurs_in_this_jax():
 
 def test_every_primitive_that_has_a_rule_has_its_parameters_written_down():
     assert not set(RULES) - set(jaxprs.PARAMETERS)
+
+
+def test_an_einsum_is_in_a_scope_that_is_called_as_its_equation():
+    equation = "bi,ij,bj->b"
+    square = W @ W.T
+
+    def form(x):
+        return jnp.einsum(equation, x, square, x)
+
+    for fn, x in ((form, X), (jax.vmap(form), jnp.stack([X, X]))):
+        stacks = map(jaxprs.name_stack, jaxprs.opened(jax.make_jaxpr(fn)(x)).jaxpr.eqns)
+        scopes = {*map(jaxprs.scope, stacks)}
+        assert scopes == {equation}, f"jax {jax.__version__} calls them {scopes}"
 
 
 def test_a_scan_has_its_constants_then_its_carries_then_its_slices():

@@ -1806,6 +1806,27 @@ def latents_that_meet_keys_of_a_weight_that_is_refused():
     return fn, weights, (f32(7, 8),), {"k": Untold((0,)), "latents": REFUSED, "q": REFUSED}
 
 
+@case
+def log_density():
+    """A product of parameters that is added to data is a bias, as each of them is a part of it."""
+    return (
+        lambda p, x: -(((x / p["scale"] - p["mean"] / p["scale"]) ** 2) / 2).sum(-1),
+        {"mean": f32(8), "scale": f32(8)},
+        (X,),
+        {"mean": (), "scale": ()},
+    )
+
+
+@case
+def scale_of_a_weight_whose_rows_are_taken_in_another_order():
+    """That the weight is refused makes no weight of its scale."""
+
+    def fn(p, x):
+        return jnp.tanh(x @ (jnp.take(p["w"], np.arange(8)[::-1], 0) * p["g"][:, None]))
+
+    return fn, {"w": W, "g": f32(8)}, (X,), {"w": Untold((0,)), "g": Untold(())}
+
+
 @pytest.mark.parametrize("build", CASES, ids=[build.__name__ for build in CASES])
 def test_a_weight_is_told_or_refused_by_no_more_than_the_computation_shows(build):
     fn, params, args, expected = build()

@@ -246,8 +246,16 @@ hazard(
     lambda p, x: jax.grad(lambda x: (jnp.tanh(x @ p["w"]) @ p["v"]).sum())(x),
     {"w": W, "v": f32(6)},
     X,
-    w=REFUSED,
+    w=(0,),
     v=REFUSED,
+)
+hazard(
+    "a prediction and its derivative, as in a physics-informed network",
+    lambda p, x: jax.vmap(jax.value_and_grad(lambda x: jnp.tanh(x @ p["w"]) @ p["v"]))(x),
+    {"w": W, "v": f32(6)},
+    X,
+    w=(0,),
+    v=(0,),
 )
 hazard(
     "a forward derivative",

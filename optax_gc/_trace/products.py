@@ -513,7 +513,7 @@ def added(
     elif t.edges and t.unsure == Why.EITHER:
         trace.refuse(t.params, t.unsure)
         return []
-    elif len(set(t.params)) > 1:
+    elif t.edges and len(set(t.params)) > 1:
         refuse_network(trace, t)
         return []
     products = [e for e in echoes if e.how == "used"]

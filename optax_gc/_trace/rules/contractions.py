@@ -31,14 +31,14 @@ def einsum(trace: "Walk", eqn: Any, *values: Value) -> Value:
     weights.sort(key=lambda o: o[0].terms[0].params)
     others = [o for o in operands if o not in weights]
     kept = eqn.params["result"]
-    for hot in [o for o in others if o[0].one_hot is not None]:
-        along = {x for x, dim in zip(hot[1], hot[0].one_hot, strict=True) if has_axes(dim)}
-        having = [o for o in operands if o is not hot and along & {*o[1]}]
+    for hot, labels in [*others]:
+        along = {x for x, dim in zip(labels, hot.one_hot or (), strict=False) if has_axes(dim)}
+        having = [o for o in operands if o[0] is not hot and along & {*o[1]}]
         if len(along) == len(having) == 1 and having[0] in weights and not along & {*kept}:
-            rows = [x for x in dict.fromkeys((*hot[1], *having[0][1])) if x not in along]
+            rows = [x for x in dict.fromkeys((*labels, *having[0][1])) if x not in along]
             weights.remove(having[0])
-            others.remove(hot)
-            others.append((_product(trace, [hot, *having], rows), rows))
+            others = [o for o in others if o[0] is not hot]
+            others.append((_product(trace, [(hot, labels), *having], rows), rows))
     if len(weights) > 1 and others:
         needed = {label for _, labels in others for label in labels} | {*kept}
         inner = [*dict.fromkeys(x for _, labels in weights for x in labels if x in needed)]

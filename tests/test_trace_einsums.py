@@ -1,0 +1,81 @@
+"""An einsum of several operands is one sum, in whatever order JAX computes it for their sizes."""
+
+import random
+
+import jax
+import jax.numpy as jnp
+import pytest
+from trace_support import REFUSED, answers, f32, i32
+
+from optax_gc._trace.einsums import equations
+
+# The equation, which operands are parameters, and their axes.
+EINSUMS = {
+    "a biaffine parser": ("bti,ijo,bsj->btso", {1: (0, 1)}),
+    "a bilinear form": ("bi,bo,io->b", {2: (0, 1)}),
+    "bilinear attention": ("btd,de,bse->bts", {1: (0, 1)}),
+    "bilinear attention of several heads": ("bti,hij,bsj->bhts", {1: (1, 2)}),
+    "a neural tensor network": ("bi,kij,bj->bk", {1: (1, 2)}),
+    "a kernel for each hop of a graph": ("knm,bmi,kio->bno", {2: (0, 1)}),
+    "a kernel for each part of a skeleton": ("ntvc,kvw,kcd->ntwd", {2: (0, 1)}),
+    "attention and its output": ("bhqk,bkhd,hdo->bqo", {2: (0, 1)}),
+    "linear attention and its output": ("ntd,nsd,nsf,fo->nto", {3: (0,)}),
+    "a tensor product": ("zui,zvj,uvw,ijk->zwk", {2: (0, 1)}),
+    "mixed experts": ("bi,be,eio->bo", {2: (0, 1)}),
+    "a weight of low rank": ("bd,dk,kf->bf", {1: (0,), 2: (0,)}),
+    "a gain of inputs": ("bi,i,io->bo", {1: (), 2: (0,)}),
+    "a gain of outputs": ("bi,io,o->bo", {1: (0,), 2: ()}),
+    "queries and keys": ("btd,dk,ek,bse->bts", {1: REFUSED, 2: REFUSED}),
+    "a basis of kernels": ("rnm,mi,rb,bio->no", {2: REFUSED, 3: REFUSED}),
+    "a tensor train": ("bij,iar,rjc->bac", {1: REFUSED, 2: REFUSED}),
+}
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("name", EINSUMS)
+def test_the_answer_does_not_depend_on_sizes(name, seed):
+    equation, expected = EINSUMS[name]
+    rng = random.Random(seed)
+    size = {label: rng.choice([2, 3, 5, 8, 16, 32]) for label in sorted({*equation} - {*",->"})}
+    shapes = [f32(*map(size.get, labels)) for labels in equation.split("->")[0].split(",")]
+    params = {f"w{i}": shapes[i] for i in expected}
+    inputs = [shape for i, shape in enumerate(shapes) if i not in expected]
+
+    def fn(p, *x):
+        x = iter(x)
+        operands = [p[f"w{i}"] if i in expected else next(x) for i in range(len(shapes))]
+        return jnp.tanh(jnp.einsum(equation, *operands))
+
+    assert answers(fn, params, *inputs) == {f"w{i}": axes for i, axes in expected.items()}
+
+
+@pytest.mark.parametrize("sizes", [(7, 4, 5, 6), (7, 2, 16, 3), (7, 16, 2, 32)])
+def test_one_hots_choose_an_expert(sizes):
+    t, e, i, o = sizes
+    equation = "te,t,ti,eio->to"
+    fn = lambda p, ids, g, x: jnp.einsum(equation, jax.nn.one_hot(ids, e), g, x, p)  # noqa: E731
+    assert answers(fn, f32(e, i, o), i32(t), f32(t), f32(t, i)) == {"params": (1,)}
+
+
+def read(fn, *shapes):
+    return [eqn.primitive.name for eqn in equations(jax.make_jaxpr(fn)(*shapes).jaxpr)]
+
+
+def test_two_einsums_of_one_equation_are_two():
+    def twice(x, a, w):
+        return jnp.einsum("nm,mi,ij->nj", a, jnp.einsum("nm,mi,ij->nj", a, x, w), w)
+
+    assert read(twice, f32(5, 4), f32(5, 5), f32(4, 4)).count("einsum") == 2
+
+
+def test_an_einsum_within_vmap_is_one():
+    fn = jax.vmap(lambda x, w: jnp.einsum("bi,ij,bj->b", x, w, x), (0, None))
+    assert "einsum" in read(fn, f32(3, 4, 6), f32(6, 6))
+
+
+def test_a_scope_that_is_called_like_an_equation_is_no_einsum():
+    def fn(x, w):
+        with jax.named_scope("ab,bc,cd->ad"):
+            return jnp.tanh(x @ w) @ w
+
+    assert "einsum" not in read(fn, f32(3, 6), f32(6, 6))
