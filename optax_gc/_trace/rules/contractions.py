@@ -39,10 +39,17 @@ def einsum(trace: "Walk", eqn: Any, *values: Value) -> Value:
             weights.remove(having[0])
             others = [o for o in others if o[0] is not hot]
             others.append((_product(trace, [(hot, labels), *having], rows), rows))
-    if len(weights) > 1 and others:
+    # A constant that meets no inputs is a part of the weight that it meets.
+    inputs = {x for v, labels in others for x in labels if v.kind == Kind.DATA}
+    frozen = [o for o in others if o[0].kind == Kind.CONSTANT and not inputs & {*o[1]}]
+    others = [o for o in others if o not in frozen]
+    if weights and len(weights) + len(frozen) > 1 and others:
+        weights += frozen
         needed = {label for _, labels in others for label in labels} | {*kept}
         inner = [*dict.fromkeys(x for _, labels in weights for x in labels if x in needed)]
         weights = [(_product(trace, weights, inner), inner)]
+    else:
+        others += frozen
     return _product(trace, [*others, *weights], kept)
 
 
