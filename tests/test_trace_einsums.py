@@ -4,6 +4,7 @@ import random
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from trace_support import REFUSED, answers, f32, i32
 
@@ -55,6 +56,19 @@ def test_one_hots_choose_an_expert(sizes):
     equation = "te,t,ti,eio->to"
     fn = lambda p, ids, g, x: jnp.einsum(equation, jax.nn.one_hot(ids, e), g, x, p)  # noqa: E731
     assert answers(fn, f32(e, i, o), i32(t), f32(t), f32(t, i)) == {"params": (1,)}
+
+
+@pytest.mark.parametrize("sizes", [(7, 4, 5, 6), (2, 16, 3, 9), (16, 2, 32, 3)])
+@pytest.mark.parametrize("weight", [1, 2])
+def test_a_constant_beside_a_weight_is_an_input_or_a_part_of_it(weight, sizes):
+    b, i, j, k = sizes
+    shapes = {1: (i, j), 2: (j, k)}
+    frozen = np.random.default_rng(0).normal(size=shapes[3 - weight]).astype(np.float32)
+
+    def fn(p, x):
+        return jnp.einsum("bi,ij,jk->bk", x, *((p, frozen) if weight == 1 else (frozen, p)))
+
+    assert answers(fn, f32(*shapes[weight]), f32(b, i)) == {"params": (0,)}
 
 
 def read(fn, *shapes):

@@ -1827,6 +1827,111 @@ def scale_of_a_weight_whose_rows_are_taken_in_another_order():
     return fn, {"w": W, "g": f32(8)}, (X,), {"w": Untold((0,)), "g": Untold(())}
 
 
+# ---- Parts of a weight that meet different inputs.
+
+
+@case
+def parts_of_the_fan_in_added_up():
+    return (
+        lambda p, x, y, z: jnp.tanh(x @ p[:3] + p[0, 0] + y @ p[3:5] - z @ p[5:]),
+        W,
+        (f32(4, 3), f32(4, 2), f32(4, 3)),
+        {"params": Untold((0,))},
+    )
+
+
+@case
+def parts_of_the_fan_in_and_a_bias_added_up():
+    return (
+        lambda p, x, y, z: jnp.tanh(x @ p["w"][:3] + p["b"] + y @ p["w"][3:5] - z @ p["w"][5:]),
+        {"w": W, "b": f32(6)},
+        (f32(4, 3), f32(4, 2), f32(4, 3)),
+        {"w": (0,), "b": ()},
+    )
+
+
+@case
+def parts_of_the_fan_in_that_lack_one():
+    return (
+        lambda p, x, y: jnp.tanh(x @ p[:3] + y @ p[3:5]),
+        W,
+        (f32(4, 3), f32(4, 2)),
+        {"params": Untold((0,))},
+    )
+
+
+@case
+def parts_of_the_fan_in_with_something_nonlinear_between():
+    return (
+        lambda p, x, y: jnp.tanh(jnp.tanh(x @ p[:3]) + y @ p[3:]),
+        W,
+        (f32(4, 3), f32(4, 5)),
+        {"params": Untold((0,))},
+    )
+
+
+@case
+def parts_of_the_fan_in_of_which_one_is_gated():
+    return (
+        lambda p, x, y, g: jnp.tanh((x @ p[:3]) * g + y @ p[3:]),
+        W,
+        (f32(4, 3), f32(4, 5), f32(4, 6)),
+        {"params": Untold((0,))},
+    )
+
+
+@case
+def parts_of_the_fan_in_with_another_weight_between():
+    return (
+        lambda p, x, y: jnp.tanh((x @ p["w"][:3]) @ p["v"] + y @ p["w"][3:]),
+        {"w": W, "v": f32(6, 6)},
+        (f32(4, 3), f32(4, 5)),
+        {"w": Untold((0,)), "v": (0,)},
+    )
+
+
+@case
+def parts_of_the_fan_in_one_after_the_other():
+    """Two layers in one array, with a residual."""
+
+    def fn(p, x):
+        h = x @ p[:3]
+        return h + jnp.tanh(h) @ p[3:]
+
+    return fn, f32(9, 6), (f32(4, 3),), {"params": Untold((0,))}
+
+
+@case
+def parts_of_the_fan_in_with_the_outputs_of_one_in_another_order():
+    return (
+        lambda p, x, y: jnp.tanh(x @ p[:3] + (y @ p[3:])[:, ::-1]),
+        W,
+        (f32(4, 3), f32(4, 5)),
+        {"params": Untold((0,))},
+    )
+
+
+@case
+def parts_of_a_flipped_weight_that_overlap():
+    """The first three rows of a flipped weight are its last three."""
+    return (
+        lambda p, x, y: jnp.tanh(x @ p[::-1][:3] + y @ p[3:]),
+        W,
+        (f32(4, 3), f32(4, 5)),
+        {"params": Untold((0,))},
+    )
+
+
+@case
+def parts_of_a_flipped_weight():
+    return (
+        lambda p, x, y: jnp.tanh(x @ p[::-1][:5] + y @ p[:3]),
+        W,
+        (f32(4, 5), f32(4, 3)),
+        {"params": (0,)},
+    )
+
+
 @pytest.mark.parametrize("build", CASES, ids=[build.__name__ for build in CASES])
 def test_a_weight_is_told_or_refused_by_no_more_than_the_computation_shows(build):
     fn, params, args, expected = build()

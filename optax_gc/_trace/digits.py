@@ -22,7 +22,8 @@ class Factor(NamedTuple):
 
     size: int
     axes: AxisSet = NONE  # of the parameter; empty if the parameter is repeated along the digit
-    # Along the one axis; None if positions were shuffled, 0 if constants chose them (some twice).
+    # Along the one axis, less than 0 if it runs backwards; None if positions were shuffled, 0 if
+    # constants chose them (some twice).
     stride: int | None = 1
     whole: bool = False  # shuffled or padded, but each index of `axes` occurs exactly once
 
@@ -91,12 +92,12 @@ def is_whole(dims: Iterable[Dim], axis: int, extent: int) -> bool:
     """Whether `dims` together run over every index of `axis`, which has `extent` of them."""
     found = [f for dim in dims for f in dim if axis in f.axes and f.size > 1]
     if len(found) == 1 and found[0].size == extent:
-        return found[0].whole or found[0].stride == 1
+        return found[0].whole or found[0].stride in (1, -1)
     if any([f.whole for f in found]):
         return len(found) == 1
     covered = 1
-    for f in sorted(found, key=lambda f: f.stride or 0):
-        if f.stride != covered:
+    for f in sorted(found, key=lambda f: abs(f.stride or 0)):
+        if abs(f.stride or 0) != covered:
             return False
         covered *= f.size
     return covered == extent

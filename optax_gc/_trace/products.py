@@ -294,6 +294,7 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape, is_sum: bool = Fal
       is_sum: whether the program adds them up.
     """
     values = [aligned(v, shape) for v in values]
+    values = _with_windows_joined(values) if is_sum else values
     values = [_without_own_sums(v, [o for o in values if o is not v]) for v in values]
     kind = max(v.kind for v in values)
     # Of parameters that become part of an activation, not all that they vary along is remembered.
@@ -346,6 +347,32 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape, is_sum: bool = Fal
     elif is_sum and kind == Kind.PARAMETER and len(result.terms) > 1:
         result = _with_evidence(trace, result)
     return tidied(trace, result)
+
+
+def _with_windows_joined(values: Sequence[Value]) -> Sequence[Value]:
+    """Values of which some are contractions over windows of an axis; all windows are the axis."""
+    groups: dict[Any, list[Echo]] = {}
+    for v in values:
+        for e in v.echoes:
+            unseen = not any(e.seen >> p & 1 for p in e.params)
+            if e.pending == Why.PARTLY and unseen and e.data is None and not e.bent and axes(e):
+                if all(part.window for part in e.parts):
+                    groups.setdefault((e.params, e.dims), []).append(e)
+    joined: dict[int, Echo] = {}
+    for found in groups.values():
+        parts = frozenset().union(*(e.parts for e in found))
+        windows = sorted(part.window for part in parts if part.window)
+        side_by_side = all((a[1], a[2]) == (b[0], b[2]) for a, b in itertools.pairwise(windows))
+        one_axis = len({part.axes for part in parts}) == 1
+        if not (side_by_side and one_axis) or sum(len(e.parts) for e in found) > len(parts):
+            continue
+        whole = windows[0][0] == 0 and windows[-1][1] == windows[-1][2]
+        for e in found:
+            left = e._replace(parts=frozenset(), pending="", seen=0) if whole else e
+            joined[id(e)] = left if whole else e._replace(parts=parts)
+    if not joined:
+        return values
+    return [v._replace(echoes=regrouped([joined.get(id(e), e) for e in v.echoes])) for v in values]
 
 
 def _shows_rows(e: Echo, v: Value, values: Sequence[Value]) -> bool:

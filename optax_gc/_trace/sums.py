@@ -32,6 +32,7 @@ from .uses import (
     has_open_ends,
     is_all,
     of_shards,
+    of_windows,
     record_weight,
     settle_lookup,
     summed_axes,
@@ -253,6 +254,11 @@ class _Sum:
         ones = any(f.axes and f.size == 1 for n in dims for dim in self.blank(n) for f in dim)
         return _Outputs(self.apart(functools.reduce(vary, dims)), ones, slices)
 
+    def _scales_others(self, i: int) -> bool:
+        """Whether a node has fewer outputs than another."""
+        others = [self.outputs(j) for j in range(len(self.t.nodes)) if j != i]
+        return self.t.data is not None and any(map(self.outputs(i).are_fewer, others))
+
     def apart(self, dims: Dims) -> Dims:
         """The dimensions that stay, where data does not vary along them too."""
         assert self.t.data is not None
@@ -276,7 +282,7 @@ class _Sum:
         self.trace.refuse(self.t.learned, why)
         for i, node in enumerate(self.t.nodes):
             if i in nodes or self.t.edges:
-                scale = len(nodes) > 1 and not (self.alone[i] or node.parts or self.t.edges)
+                scale = len(nodes) > 1 and not self.t.edges and self._scales_others(i)
                 lookup = self.t.picked is not None
                 axes = NONE if scale or lookup else fan_in.get(i, NONE)
                 self.trace.refuse([node.param], why, axes)
@@ -571,7 +577,9 @@ def _why_unclear(s: _Sum, roots: Sequence[int], data: Dims) -> str:
         if s.gone[i] - met(dims, activation):
             return Why.BEYOND_DATA
         if not (
-            is_all(s.trace, node, dims, s.gone[i]) or of_shards(s.trace, node, dims, s.gone[i])
+            is_all(s.trace, node, dims, s.gone[i])
+            or of_shards(s.trace, node, dims, s.gone[i])
+            or (s.alone[i] and not t.edges and of_windows(node, dims, s.gone[i]))
         ):
             return Why.PARTLY
         if any(
@@ -663,8 +671,9 @@ def _settled(s: _Sum, fan_in: dict[int, AxisSet], weights: Sequence[int]) -> Res
             left = used(s.trace, t, n._replace(dims=without(dims, rows)), without(rows, dims))
             if not s.dot and s.alone[i] and s.shared(i):  # a dot says itself what a unit is
                 left = left._replace(whole=dims, fan_in=fan_in[i])
-            if of_shards(s.trace, n, s.at(n.dims), s.gone[i]):
-                left = left._replace(pending=Why.PARTLY)  # until it is summed over the shards
+            at = s.at(n.dims)
+            if of_shards(s.trace, n, at, s.gone[i]) or of_windows(n, at, s.gone[i]):
+                left = left._replace(pending=Why.PARTLY)  # until it is summed with the others
             echoes.append(left)
         else:
             s.trace.use([n.param], "elementwise" if t.picked is None else "lookup")

@@ -90,6 +90,14 @@ def of_shards(trace: "Walk", node: Node, dims: Dims, axes: AxisSet) -> frozenset
     return parts if whole else frozenset()
 
 
+def of_windows(node: Node, dims: Dims, axes: AxisSet) -> frozenset[Part]:
+    """The window of one axis, from one index to another, of which each is there."""
+    windows = frozenset([part for part in node.parts if part.window and part.axes == axes])
+    there = [f for dim in dims for f in dim if f.axes & axes]
+    in_order = len(there) == 1 and there[0].stride in (1, -1) and there[0].axes == axes
+    return windows if in_order and len(windows) == len(node.parts) == 1 else frozenset()
+
+
 def oriented_by_rows(trace: "Walk", t: Term, vectors: Dims) -> bool:
     """Reads a product of parameters as an activation, if vectors that are added to it say so.
 

@@ -34,6 +34,20 @@ class Part(NamedTuple):
     place: int | None = None  # the position, where that is known
 
     @property
+    def window(self) -> tuple[int, int, int] | None:
+        """Of what is cut from a whole axis at a known index: that, its end, and the axis's."""
+        start = self.key[0]
+        if not isinstance(start, int):
+            return None
+        _, size, dim = self.key
+        whole = dim[0].size
+        if len(dim) == 1 and dim[0].stride == -1:
+            start = whole - start - size
+        elif len(dim) != 1 or dim[0].stride != 1:
+            return None
+        return start, start + size, whole
+
+    @property
     def path(self) -> tuple[int, ...] | None:
         """Of a slice at an unknown place, the equation that took it."""
         start = self.key[0]

@@ -71,7 +71,14 @@ def tile(eqn: Any, shape: Shape) -> Callable[[Dims], Dims]:
 @moves
 def rev(eqn: Any, shape: Shape) -> Callable[[Dims], Dims]:
     """Flips dimensions: each digit is flipped in its place, so that all of them stay."""
-    return lambda dims: dims
+
+    def flipped(f: Factor) -> Factor:
+        return f._replace(stride=-f.stride) if f.axes and f.stride else f
+
+    turned = eqn.params["dimensions"]
+    return lambda dims: tuple(
+        tuple(map(flipped, dim)) if d in turned else dim for d, dim in enumerate(dims)
+    )
 
 
 def iota(trace: "Walk", eqn: Any, *sizes: Value) -> Value:

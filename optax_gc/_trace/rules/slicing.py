@@ -47,9 +47,9 @@ def cut(trace: "Walk", value: Value, shape: Shape, starts: Sequence[Hashable]) -
         for d in cuts:
             if axes := axes_of((node.dims[d],)):
                 start, dim = starts[d], node.dims[d]
-                plain = len(dim) == 1 and dim[0].stride == 1 and shape[d] == 1
-                index = start if isinstance(start, int) and plain else None
-                found.add(Part((start, shape[d], dim), axes, place=index))
+                part = Part((start, shape[d], dim), axes)
+                place = part.window[0] if part.window and shape[d] == 1 else None
+                found.add(part._replace(place=place))
         return node._replace(dims=window(node.dims), parts=frozenset(found))
 
     def echo(e: Echo) -> Echo:
