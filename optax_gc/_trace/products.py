@@ -354,22 +354,19 @@ def _with_windows_joined(values: Sequence[Value]) -> Sequence[Value]:
     groups: dict[Any, list[Echo]] = {}
     for v in values:
         for e in v.echoes:
+            linear = e.pending == Why.PARTLY and e.data is None and not e.bent
             unseen = not any(e.seen >> p & 1 for p in e.params)
-            if e.pending == Why.PARTLY and unseen and e.data is None and not e.bent and axes(e):
-                if all(part.window for part in e.parts):
-                    groups.setdefault((e.params, e.dims), []).append(e)
+            if linear and unseen and axes(e) and all(part.window for part in e.parts):
+                groups.setdefault((e.params, e.dims), []).append(e)
     joined: dict[int, Echo] = {}
     for found in groups.values():
         parts = frozenset().union(*(e.parts for e in found))
         windows = sorted(part.window for part in parts if part.window)
         side_by_side = all((a[1], a[2]) == (b[0], b[2]) for a, b in itertools.pairwise(windows))
-        one_axis = len({part.axes for part in parts}) == 1
-        if not (side_by_side and one_axis) or sum(len(e.parts) for e in found) > len(parts):
-            continue
-        whole = windows[0][0] == 0 and windows[-1][1] == windows[-1][2]
-        for e in found:
-            left = e._replace(parts=frozenset(), pending="", seen=0) if whole else e
-            joined[id(e)] = left if whole else e._replace(parts=parts)
+        if side_by_side and len({part.axes for part in parts}) == 1:
+            whole = windows[0][0] == 0 and windows[-1][1] == windows[-1][2]
+            left = {"parts": frozenset(), "pending": "", "seen": 0} if whole else {"parts": parts}
+            joined.update((id(e), e._replace(**left)) for e in found)
     if not joined:
         return values
     return [v._replace(echoes=regrouped([joined.get(id(e), e) for e in v.echoes])) for v in values]

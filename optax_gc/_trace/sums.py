@@ -255,9 +255,13 @@ class _Sum:
         return _Outputs(self.apart(functools.reduce(vary, dims)), ones, slices)
 
     def _scales_others(self, i: int) -> bool:
-        """Whether a node has fewer outputs than another."""
+        """Whether a node has fewer outputs than another, or fewer of its slices are seen."""
+        if self.t.data is None:
+            return False
+        mine = self.outputs(i)
         others = [self.outputs(j) for j in range(len(self.t.nodes)) if j != i]
-        return self.t.data is not None and any(map(self.outputs(i).are_fewer, others))
+        seen = [o for o in others if mine.slices < o.slices and not besides(mine.dims, o.dims)]
+        return bool(seen) or any(map(mine.are_fewer, others))
 
     def apart(self, dims: Dims) -> Dims:
         """The dimensions that stay, where data does not vary along them too."""
