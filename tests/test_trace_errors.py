@@ -215,6 +215,13 @@ def test_nothing_is_computed_and_nothing_allocated():
         ({"w": 1}, {"w": f32(8, 5)}, (X,), TypeError, "cannot be called"),
         (lambda p: p["w"], {"w": f32(8, 5)}, (X,), ValueError, "failed while it was traced"),
         (lambda p, x: x @ p["w"], {"w": f32(7, 5)}, (X,), ValueError, "failed while it was traced"),
+        (
+            lambda p, x: (x @ p["w"], "logits"),
+            {"w": f32(8, 5)},
+            (X,),
+            ValueError,
+            "(?s)returned a value of type <class 'str'>.*has to return arrays",
+        ),
         (lambda p, x: jnp.argmax(x @ p["w"], -1), {"w": f32(8, 5)}, (X,), ValueError, "int32"),
         (lambda p, x: None, {"w": f32(8, 5)}, (X,), ValueError, "nothing"),
         (lambda p, x: x, {"w": f32(8, 5), "act": jnp.tanh}, (X,), TypeError, "'act' in params"),
@@ -233,7 +240,17 @@ def test_nothing_is_computed_and_nothing_allocated():
             "looks like gradients",
         ),
     ],
-    ids=["no function", "arity", "shapes", "integers", "nothing", "no array", "grad", "value"],
+    ids=[
+        "no function",
+        "arity",
+        "shapes",
+        "text",
+        "integers",
+        "nothing",
+        "no array",
+        "grad",
+        "value",
+    ],
 )
 def test_wrong_use_is_said_to_be_wrong(call, fn, params, args, error, says):
     with pytest.raises(error, match=says):

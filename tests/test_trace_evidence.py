@@ -1827,6 +1827,15 @@ def scale_of_a_weight_whose_rows_are_taken_in_another_order():
     return fn, {"w": W, "g": f32(8)}, (X,), {"w": Untold((0,)), "g": Untold(())}
 
 
+@case
+def rows_written_one_by_one_then_rolled_along_another_axis():
+    def fn(p, x):
+        w = jnp.zeros((2, 2, 5)).at[0].set(p[1]).at[1].set(p[0])
+        return jnp.einsum("bgk,gkf->bgf", x, jnp.roll(w, 1, 1)).max(1)
+
+    return fn, f32(2, 2, 5), (f32(4, 2, 2),), {"params": Untold((1,))}
+
+
 # ---- Parts of a weight that meet different inputs.
 
 

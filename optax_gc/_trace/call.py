@@ -8,6 +8,7 @@ their classes, so that none is imported.
 import dataclasses
 import functools
 import inspect
+import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -44,6 +45,7 @@ _MENDS = (
         "Haiku's apply after hk.transform_with_state takes params, state, rng, x: "
         "axes_from_trace(model.apply, params, state, None, x).",
     ),
+    ("returned a value of type", "fn has to return arrays: leave out what is none."),
     (
         "unbound axis name",
         "fn names a mesh axis outside of what binds it. Bind it in fn, as in jax.vmap(forward, "
@@ -510,5 +512,6 @@ def _argument_name(path: Any) -> str:
 
 def _short(text: str) -> str:
     # Where this package called fn is of no use to who wrote it.
+    text = re.sub(rf"\w+ at {re.escape(__file__)}:\d+", "fn", text)
     lines = [line[:300] for line in text.splitlines() if line.strip() and __file__ not in line][:6]
     return "\n".join(lines)[:900]

@@ -47,10 +47,10 @@ from .values import (
     Term,
     Value,
     both,
-    is_shuffled,
     once,
     own_axes,
     regrouped,
+    shuffled_axes,
 )
 
 if TYPE_CHECKING:
@@ -351,6 +351,8 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape, is_sum: bool = Fal
 
 def _with_windows_joined(values: Sequence[Value]) -> Sequence[Value]:
     """Values of which some are contractions over windows of an axis; all windows are the axis."""
+    if not any([e.pending == Why.PARTLY for v in values for e in v.echoes]):
+        return values
     groups: dict[Any, list[Echo]] = {}
     for v in values:
         for e in v.echoes:
@@ -413,7 +415,7 @@ def _unrolled(values: Sequence[Value], terms: list[Term]) -> list[Term]:
 def _side_by_side(terms: list[Term]) -> list[Term]:
     """Puts the axis of which constants put slices side by side where they put them."""
     parts: dict[int, set[frozenset[Part]]] = {}
-    for t in terms:
+    for t in terms if len(terms) > 1 else ():
         for n in t.nodes if t.data is None else ():
             parts.setdefault(n.param, set()).add(n.parts)
     several = {p for p, found in parts.items() if len(found) > 1}
@@ -450,9 +452,10 @@ def _check_twice(trace: "Walk", values: Sequence[Value]) -> None:
 
 def check_slices(trace: "Walk", values: Sequence[Value]) -> None:
     """Refuses weights of which the outputs of several slices may be added up."""
-    for v, other in itertools.combinations(values, 2):
-        for e, f in itertools.product(v.echoes, other.echoes):
-            if not (e.parts and f.parts and f.parts != e.parts):
+    sliced = [echoes for v in values if (echoes := [e for e in v.echoes if e.parts])]
+    for of_one, of_other in itertools.combinations(sliced, 2):
+        for e, f in itertools.product(of_one, of_other):
+            if f.parts == e.parts:
                 continue
             for p in e.params & f.params:
                 one, two = Node(p, (), e.parts), Node(p, (), f.parts)
@@ -475,8 +478,8 @@ def _check_products(trace: "Walk", values: Sequence[Value]) -> None:
             else:  # slices are told apart when all are there, but not what is in another order
                 same = other.nodes[0].parts == node.parts
                 outputs = own_axes(node) - met(node.dims, t.data)
-                others = other.nodes != t.nodes or (other is not t and is_shuffled(node))
-                differ = bool(outputs) and same and others
+                others = other.nodes != t.nodes or (other is not t and shuffled_axes([node]))
+                differ = bool(outputs and others) and same
             if differ:
                 trace.refuse(t.params, Why.SLICES)
 

@@ -324,9 +324,10 @@ def own_axes(node: Node) -> AxisSet:
     return axes_of(node.dims)
 
 
-def is_shuffled(node: Node) -> bool:
-    """Whether positions along an axis are not known, so that another image may be another order."""
-    return any([f.stride is None and f.axes and not f.whole for dim in node.dims for f in dim])
+def shuffled_axes(nodes: Iterable[Node]) -> AxisSet:
+    """The axes along which positions are not known, so that each image may be in another order."""
+    found = [f for n in nodes for dim in n.dims for f in dim if f.stride is None and not f.whole]
+    return NONE.union(*[f.axes for f in found])
 
 
 @dataclass(frozen=True)

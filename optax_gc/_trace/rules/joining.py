@@ -21,7 +21,7 @@ from ..digits import (
 from ..jaxprs import shape_of
 from ..products import add, aligned, multiply
 from ..reasons import Why
-from ..values import Echo, Kind, Node, Term, Value, constant, is_shuffled, own_axes
+from ..values import Echo, Kind, Node, Term, Value, constant, shuffled_axes
 from .slicing import whole_hot
 
 if TYPE_CHECKING:
@@ -88,9 +88,8 @@ def join_along(trace: "Walk", values: tuple[Value, ...], d: int, shape: Shape) -
             and all(is_whole((node.dims[d],), a, trace.shapes[p][a]) for a in axes)
         )
         unknown = NONE.union(*[part.axes for part in node.parts])
-        if len(mine) > 1 and any(is_shuffled(n) for n in mine):  # in another order each
-            unknown |= own_axes(node)
-        dim = lost(shape[d], axes | unknown, whole)
+        shuffled = shuffled_axes(mine) if len(mine) > 1 else NONE  # in another order each
+        dim = lost(shape[d], axes | unknown | shuffled, whole and not shuffled)
         return node._replace(dims=with_dim(node.dims, d, dim), parts=frozenset())
 
     def widen(dims: Dims) -> Dims:
