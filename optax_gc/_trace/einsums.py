@@ -90,18 +90,14 @@ def _einsum(jaxpr: Any, first: int, n: int) -> tuple[Einsum | None, int]:
     else:
         return nothing
     after = i + 1
-    elsewhere = {a for e in jaxpr.eqns[after:] for a in e.invars if not is_literal(a)}
-    if len(operands) > n or used & (elsewhere | {*filter(_is_variable, jaxpr.outvars)}):
+    later = [*jaxpr.outvars, *(a for e in jaxpr.eqns[after:] for a in e.invars)]
+    if len(operands) > n or any(not is_literal(a) and a in used for a in later):
         return nothing
     of = [tuple(map(root, found)) for found in (*(x for _, x in operands), made[result])]
     if any(len(set(found)) < len(found) for found in of):
         return nothing
     params = {"operands": of[:-1], "result": of[-1]}
     return Einsum([a for a, _ in operands], [result], params, eqn.source_info), after
-
-
-def _is_variable(atom: Any) -> bool:
-    return not is_literal(atom)
 
 
 Pairs = Sequence[tuple[int, int]]

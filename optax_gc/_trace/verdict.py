@@ -65,7 +65,7 @@ def verdicts(uses: Iterable[Use], shapes: Sequence[Shape]) -> list[Verdict]:
 
 def _verdict(uses: Sequence[Use], shape: Shape, decided: set[tuple[int, AxisSet]]) -> Verdict:
     if any(u.role == "weight" and not u.backward for u in uses):
-        uses = [u for u in uses if not u.backward]  # there it meets what its outputs are told
+        uses = [u for u in uses if not u.backward]  # which contract its outputs
     by = {role: [u for u in uses if u.role == role] for role in ROLES}
     long = long_axes(shape)
 
