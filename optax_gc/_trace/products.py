@@ -294,8 +294,11 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape, is_sum: bool = Fal
       is_sum: whether the program adds them up.
     """
     values = [aligned(v, shape) for v in values]
-    values = _with_windows_joined(values) if is_sum else values
-    values = [_without_own_sums(v, [o for o in values if o is not v]) for v in values]
+    # Few echoes have any of these: one look instead of four.
+    checked = any([e.pending or e.parts or e.twice for v in values for e in v.echoes])
+    if checked:
+        values = _with_windows_joined(values) if is_sum else values
+        values = [_without_own_sums(v, [o for o in values if o is not v]) for v in values]
     kind = max(v.kind for v in values)
     # Of parameters that become part of an activation, not all that they vary along is remembered.
     along = [v.support if kind == Kind.DATA != v.kind else v.varies for v in values]
@@ -330,9 +333,10 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape, is_sum: bool = Fal
                     echoes += added(trace, t, vary(rows, t.picked), loops=loops)
                 else:
                     terms.append(t)
-    terms = _side_by_side(_unrolled(values, terms))
-    _check_twice(trace, values)
-    check_slices(trace, values)
+    terms = _side_by_side(_unrolled(values, terms)) if terms else terms
+    if checked:
+        _check_twice(trace, values)
+        check_slices(trace, values)
     if is_sum:
         _check_products(trace, values)
         if any(v.kind == Kind.DATA and not v.terms for v in values):
@@ -351,8 +355,6 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape, is_sum: bool = Fal
 
 def _with_windows_joined(values: Sequence[Value]) -> Sequence[Value]:
     """Values of which some are contractions over windows of an axis; all windows are the axis."""
-    if not any([e.pending == Why.PARTLY for v in values for e in v.echoes]):
-        return values
     groups: dict[Any, list[Echo]] = {}
     for v in values:
         for e in v.echoes:

@@ -39,7 +39,7 @@ from .uses import (
     used,
     with_slices_joined,
 )
-from .values import CONSTANT, Echo, Kind, Node, Term, Value, own_axes, regrouped
+from .values import CONSTANT, Echo, Kind, Node, Term, Value, own_axes, regrouped, remains
 
 if TYPE_CHECKING:
     from .walk import Walk
@@ -169,7 +169,7 @@ def summed(trace: "Walk", value: Value, over: Sequence[int], dot: bool = False) 
     )
     echoes += [_sum_echo(trace, value, e, over, weighted, dot) for e in value.echoes]
     result = value.plain()._replace(varies=varies, terms=tuple(terms), echoes=())
-    moved = regrouped([e.moved(keep) for e in echoes])
+    moved = regrouped([e.moved(keep) for e in echoes if remains(e)])
     return result.moved(keep, shape)._replace(echoes=moved)
 
 
@@ -690,6 +690,8 @@ def _sum_echo(
     """An activation summed over digits of a parameter: refused if it is used as a weight is."""
     blank = _blank(over)
     at = lambda dims: tuple([dims[d] for d in over])  # noqa: E731
+    if e.how == "used" and e.data is None and e.whole is None and not e.unknown:
+        return e._replace(dims=blank(e.dims))
     if e.unknown:
         if weighted:
             return e._replace(dims=foreign(value.shape))

@@ -265,18 +265,26 @@ class Value(NamedTuple):
 def regrouped(echoes: Iterable[Echo]) -> tuple[Echo, ...]:
     """Echoes that are alike as one, and without those that have no digits left."""
     result: list[Echo] = []
-    for e in echoes:
-        cut = e.sliced or (e.parts and e.data is None)
-        if not (cut or e.pending or any([has_axes(dim) for dim in e.dims])):
-            continue
+    for e in filter(remains, echoes):
         for i, f in enumerate(result):
-            if e[1:-2] == f[1:-2] and (e.parts or e[-2:] == f[-2:]):
+            alike = e.dims == f.dims and e[1:-2] == f[1:-2]  # most differ in their digits
+            if alike and (e.parts or e[-2:] == f[-2:]):
                 seen, loops = e.seen | f.seen, e.loops | f.loops
                 result[i] = f._replace(params=e.params | f.params, seen=seen, loops=loops)
                 break
         else:
             result.append(e)
     return tuple(result)
+
+
+def remains(e: Echo) -> bool:
+    """Whether there is more to say of parameters than that their use is known."""
+    if e.sliced or e.pending or (e.parts and e.data is None):
+        return True
+    for dim in e.dims:  # as in has_axes, any() takes twice as long
+        if has_axes(dim):
+            return True
+    return False
 
 
 def once(terms: Iterable[Term]) -> tuple[Term, ...]:
