@@ -439,6 +439,43 @@ def state_space_kernel_with_zero_order_hold():
     )
 
 
+MAMBA = {"a": f32(8, 4), "dt": f32(8, 8), "bc": f32(8, 8), "out": f32(8, 5)}
+
+
+def selective(states):
+    """Mamba's layer: decays `a` that inputs set the step of, and a gate after the readout."""
+
+    def fn(p, u):
+        step = jax.nn.softplus(u @ p["dt"])
+        b, c = jnp.split(u @ p["bc"], 2, -1)
+        decay = jnp.exp(step[..., None] * -jnp.exp(p["a"]))
+        h = states(decay, (step * u)[..., None] * b[..., None, :])
+        return (jnp.einsum("bldn,bln->bld", h, c) * jax.nn.silu(u)) @ p["out"]
+
+    return fn, MAMBA, (SEQUENCE,), {"a": (), "dt": (0,), "bc": (0,), "out": (0,)}
+
+
+@case
+def selective_state_space_by_a_scan():
+    def states(decay, inputs):
+        def step(h, of):
+            h = of[0] * h + of[1]
+            return h, h
+
+        along = jnp.moveaxis(decay, 1, 0), jnp.moveaxis(inputs, 1, 0)
+        return jnp.moveaxis(lax.scan(step, jnp.zeros_like(along[0][0]), along)[1], 0, 1)
+
+    return selective(states)
+
+
+@case
+def selective_state_space_by_an_associative_scan():
+    def combined(x, y):
+        return x[0] * y[0], y[0] * x[1] + y[1]
+
+    return selective(lambda *of: lax.associative_scan(combined, of, axis=1)[1])
+
+
 # ---- A product of parameters as a scale, or as a table.
 
 

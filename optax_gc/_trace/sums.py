@@ -356,7 +356,7 @@ def _statistic(s: _Sum, n: Node, axes: AxisSet, why: str = "") -> Echo:
     rows = foreign(s.value.shape)
     params = frozenset(s.t.params if s.t.data is None else [n.param])
     return Echo(
-        params, "statistic", s.blank(n.dims), rows,
+        params, "statistic", s.blank(n.dims), rows, bent=n.bent,
         network=bool(s.t.edges), pending=why, fan_in=axes, sliced=n.parts,
     )  # fmt: skip
 
