@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_trace_conditions as conditions
 import test_trace_evidence as evidence
 import trace_spellings
 from second_opinion import DontKnow, opinion, reached, second_opinion
@@ -50,6 +51,7 @@ def test_what_has_a_gradient_has_a_use():
 
 def test_seven_answers_in_eight_have_a_second_opinion():
     corners = {name for name, *_ in trace_spellings.CASES} | {f.__name__ for f in evidence.CASES}
+    corners |= {*conditions.CASES}
     count = Counter(how for name, _, _, how, _ in opinions() if name not in corners)
     with_opinion = count["agrees"] + count["agrees in part"]
     assert with_opinion >= 7 * count["unknown"]

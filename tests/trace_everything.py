@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 import test_trace_after_loops as after_loops
+import test_trace_conditions as conditions
 import test_trace_evidence as evidence
 import test_trace_near_misses as near_misses
 import trace_spellings
@@ -51,6 +52,11 @@ def everything(models: bool = True) -> list[tuple[str, Any, dict[str, set[Any]] 
         build = lambda case=(fn, params, *args): case  # noqa: E731
         programs.append((name, build, {"params": right(expectation)}))
     for name, build, expected in trace_spellings.CASES:
+        programs.append((name, build, {p: right(a) for p, a in expected.items()}))
+    for name, (fn, params, args, expected) in conditions.CASES.items():
+        if "one einsum" in name:  # computed pair by pair, these are other sums
+            continue
+        build = lambda case=(fn, params, *args): case  # noqa: E731
         programs.append((name, build, {p: right(a) for p, a in expected.items()}))
     for case in evidence.CASES:
         fn, params, args, expected = case()

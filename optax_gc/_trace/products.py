@@ -92,7 +92,7 @@ def multiply(trace: "Walk", a: Value, b: Value, shape: Shape) -> Value:
             seen=a.seen | b.seen,
             loops=a.loops | b.loops,
             one_hot=hot,
-            blurred=_blurred((a, b)),
+            blurred=a.blurred or b.blurred,
             unknown=a.unknown or b.unknown,
         )
     a, b = _without_own_sums(a, (b,)), _without_own_sums(b, (a,))
@@ -107,7 +107,7 @@ def multiply(trace: "Walk", a: Value, b: Value, shape: Shape) -> Value:
     echoes = regrouped([*_gated(a, b), *_gated(b, a)])
     return tidied(trace, Value(
         shape, kind, varies, tuple(terms), echoes, seen=a.seen | b.seen, loops=a.loops | b.loops,
-        unknown=a.unknown or b.unknown,
+        blurred=a.blurred or b.blurred, unknown=a.unknown or b.unknown, one_hot=_hot(a, b),
     ), product=True)  # fmt: skip
 
 
@@ -132,18 +132,21 @@ def _without_own_sums(value: Value, others: Sequence[Value]) -> Value:
 
 
 def _blurred(values: Sequence[Value]) -> str:
-    """What is not known in a value computed from inputs alone; with a parameter it is all known."""
+    """What is not known in a sum of inputs; with a parameter among them, it is no one-hot."""
     if any(v.seen for v in values):
         return ""
     return next((v.blurred for v in values if v.blurred), "")
 
 
 def _hot(a: Value, b: Value) -> Dims | None:
-    """Where a product is one-hot: where a factor is that the other one only repeats."""
+    """Where a product has one element that is not zero: where a factor that data chose has.
+
+    A constant has others in other places, as an identity matrix, unless it is only repeated.
+    """
     if a.one_hot and b.one_hot:
         return vary(a.one_hot, b.one_hot)
     for x, y in ((a, b), (b, a)):
-        if x.one_hot and not any(has_axes(dim) for dim in y.varies):
+        if x.one_hot and (x.kind == Kind.DATA or not any(has_axes(dim) for dim in y.support)):
             return x.one_hot
     return None
 
@@ -185,18 +188,12 @@ def _with_data(t: Term, b: Value, support: Dims) -> Term:
         data=support if chosen or t.data is None else vary(t.data, support),
         rows=None if chosen else t.data,
         last=support,
-        hot=_hot_together(t, b, chosen),
+        hot=b.one_hot if chosen else both(t.hot, b.one_hot),
         loops=t.loops | b.loops,
         seen=t.seen | b.seen,
         learned=t.learned | b.learned,
         blurred=t.blurred or b.blurred,
     )
-
-
-def _hot_together(t: Term, b: Value, chosen: bool) -> Dims | None:
-    if chosen or t.data is None:
-        return b.one_hot
-    return vary(t.hot, b.one_hot) if t.hot is not None and b.one_hot is not None else None
 
 
 def _is_own_statistic(t: Term, data: Value, support: Dims) -> bool:
@@ -251,7 +248,8 @@ def _product(s: Term, t: Term) -> Term:
         both(s.last, t.last),
         s.bent or t.bent,
         _is_curved(s) or _is_curved(t) or len(nodes) < len(s.nodes) + len(t.nodes),
-        both(s.picked, t.picked),
+        picked := both(s.picked, t.picked),
+        both(s.hot, t.hot) if picked is None else None,
         loops=s.loops | t.loops,
         seen=s.seen | t.seen,
         blurred=s.blurred or t.blurred,

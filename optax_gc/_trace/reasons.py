@@ -26,7 +26,7 @@ class Why(StrEnum):
     # Parts of its axes.
     PARTLY = "only a part of one of its axes is contracted, or in an order that was lost"
     DIAGONAL = "it is repeated along another axis of the weight that it is part of"
-    SLICES = "products of several of its slices with data are added up"
+    SLICES = "products of several of its slices with data are added up, or one of them is chosen"
     SCATTERED = "its product with data is summed by a scatter"
     ONE_HOTS = "one-hots times slices of it are added up"
     CUT_ONE_HOT = "a one-hot is taken apart"

@@ -201,7 +201,8 @@ class _Sum:
     def left(self) -> list[Echo]:
         """What is left of nodes that were refused, as if each had been a weight."""
         t = self.t
-        rows = self.blank(t.support if t.data is None else t.data)
+        assert t.data is not None
+        rows = self.blank(t.data)
         return [
             used(self.trace, t, n._replace(dims=without(self.blank(n.dims), rows)), rows)
             for n in t.nodes
@@ -217,12 +218,9 @@ class _Sum:
         return [self._alone(n) for n in self.t.nodes]
 
     def _alone(self, node: Node) -> AxisSet:
-        dims = self.blank(node.dims)
-        if self.t.data is None:
-            return axes_of(dims)
-        data = self.blank(self.t.data)
-        alone = axes_of(without(dims, data))
-        rows = alone and _chosen(dims)
+        assert self.t.data is not None
+        dims, data = self.blank(node.dims), self.blank(self.t.data)
+        alone, rows = axes_of(without(dims, data)), _chosen(dims)
         if not rows:
             return alone
         # Rows of a table that are chosen for pairs of positions are in both, and no outputs.
@@ -251,13 +249,11 @@ class _Sum:
         dims = [n.dims for _, n in there]
         if CONSTANT in found and self.t.constants is not None:
             dims.append(self.t.constants)
-        ones = any(f.axes and f.size == 1 for n in dims for dim in self.blank(n) for f in dim)
+        ones = any(f.size == 1 for n in dims for dim in self.blank(n) for f in dim)
         return _Outputs(self.apart(functools.reduce(vary, dims)), ones, slices)
 
     def _scales_others(self, i: int) -> bool:
         """Whether a node has fewer outputs than another, or fewer of its slices are seen."""
-        if self.t.data is None:
-            return False
         mine = self.outputs(i)
         others = [self.outputs(j) for j in range(len(self.t.nodes)) if j != i]
         seen = [o for o in others if mine.slices < o.slices and not besides(mine.dims, o.dims)]
@@ -370,7 +366,7 @@ def _sum_bent(s: _Sum) -> Result:
     node = t.nodes[0]
     assert t.data is not None
     shared = met(node.dims, t.data)
-    if not (s.gone[0] & shared and (axes_of(s.blank(node.dims)) - shared or node.parts)):
+    if not (axes_of(s.blank(node.dims)) - shared or node.parts):
         s.trace.use(t.params, "elementwise")
         return [], []
     return [], [_statistic(s, node, s.gone[0], Why.BENT_PRODUCT)]
@@ -381,11 +377,14 @@ def _sum_beside_data(s: _Sum, nodes: Sequence[int], constant: bool) -> Result:
     t, trace = s.t, s.trace
     if len(nodes) == 1 and not constant and (t.is_rows or not (t.edges or t.unsure)):
         (i,) = nodes
+        left = [_statistic(s, t.nodes[i], s.gone[i])]
         if t.is_rows:
             settle_lookup(trace, t)
-        else:
-            trace.use([t.nodes[i].param], "scalar")
-        return [], [_statistic(s, t.nodes[i], s.gone[i])]
+            return [], left
+        trace.use([t.nodes[i].param], "scalar")
+        rest = s.rest()
+        others = tuple(n for j, n in enumerate(rest.nodes) if j != i)
+        return [rest._replace(nodes=others)] if others else [], left
     weights = [i for i in nodes if s.alone[i]]
     assert t.data is not None
     refusal = _why_unclear(s, weights, s.at(t.data))
@@ -614,7 +613,9 @@ def _without_outputs(s: _Sum, fan_in: dict[int, AxisSet]) -> Result:
         if t.picked is not None:
             assert t.data is not None
             shared = bool(met(t.picked, t.data))
-            if shared and not (node.parts or 1 in trace.shapes[node.param]):
+            # A matrix that data chose may be a weight.
+            row = len(fan_in[0]) == 1 and not own_axes(node._replace(dims=rest))
+            if shared and row and not (node.parts or 1 in trace.shapes[node.param]):
                 trace.use(t.params, "lookup", fan_in[0], fed=bool(t.seen >> node.param & 1))
                 return [], []
         elif _is_table((*rest, *(part.dim for part in node.parts))):
@@ -631,8 +632,7 @@ def _without_outputs(s: _Sum, fan_in: dict[int, AxisSet]) -> Result:
     single = [
         i
         for i in fan_in
-        if i != CONSTANT
-        and any(f.axes and f.size == 1 for dim in s.blank(t.nodes[i].dims) for f in dim)
+        if i != CONSTANT and any(f.size == 1 for dim in s.blank(t.nodes[i].dims) for f in dim)
     ]
     if s.dot and len(t.nodes) > 1 and len(single) == 1 and not t.edges and not t.bent:
         return _settled(s, fan_in, single)
@@ -651,7 +651,9 @@ def _is_scale(s: _Sum, fan_in: dict[int, AxisSet]) -> bool:
     t = s.t
     if len(t.nodes) != 1 or t.rows is None or t.last is None or 0 not in fan_in:
         return False
-    return besides(s.blank(t.rows), vary(s.blank(t.nodes[0].dims), s.blank(t.last)))
+    dims = t.nodes[0].dims
+    summed_together = s.gone[0] <= met(s.at(dims), s.at(t.last))
+    return summed_together and besides(s.blank(t.rows), vary(s.blank(dims), s.blank(t.last)))
 
 
 def _is_table(dims: Dims) -> bool:

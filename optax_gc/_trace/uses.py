@@ -22,7 +22,7 @@ from .digits import (
     without,
 )
 from .reasons import Why
-from .values import CONSTANT, Echo, Edge, Kind, Node, Part, Term, Value, own_axes, regrouped
+from .values import CONSTANT, Echo, Edge, Kind, Node, Term, Value, own_axes, regrouped
 
 if TYPE_CHECKING:
     from .walk import Walk
@@ -81,21 +81,17 @@ def is_all(trace: "Walk", node: Node, dims: Dims, axes: Iterable[int]) -> bool:
     return all(is_whole(dims, a, trace.shapes[node.param][a]) for a in axes)
 
 
-def of_shards(trace: "Walk", node: Node, dims: Dims, axes: AxisSet) -> frozenset[Part]:
-    """The parts that a shard lacks to run over every index of each of some axes."""
-    parts = frozenset([part for part in node.parts if part.axes & axes and part.key[0] == "mesh"])
-    if not parts or is_all(trace, node, dims, axes):
-        return frozenset()
-    whole = is_all(trace, node, (*dims, *(part.dim for part in parts)), axes)
-    return parts if whole else frozenset()
+def of_shards(trace: "Walk", node: Node, dims: Dims, axes: AxisSet) -> bool:
+    """Whether other shards have just what `dims` lack to run over every index of some axes."""
+    parts = [part.dim for part in node.parts if part.axes & axes and part.key[0] == "mesh"]
+    return bool(parts) and is_all(trace, node, (*dims, *parts), axes)
 
 
-def of_windows(node: Node, dims: Dims, axes: AxisSet) -> frozenset[Part]:
-    """The window of one axis, from one index to another, of which each is there."""
-    windows = frozenset([part for part in node.parts if part.window and part.axes == axes])
+def of_windows(node: Node, dims: Dims, axes: AxisSet) -> bool:
+    """Whether `dims` run over all of a window of one axis, from one index to another."""
+    window = len(node.parts) == 1 and all(p.window and p.axes == axes for p in node.parts)
     there = [f for dim in dims for f in dim if f.axes & axes]
-    in_order = len(there) == 1 and there[0].stride in (1, -1) and there[0].axes == axes
-    return windows if in_order and len(windows) == len(node.parts) == 1 else frozenset()
+    return window and len(there) == 1 and there[0].stride in (1, -1)
 
 
 def oriented_by_rows(trace: "Walk", t: Term, vectors: Dims) -> bool:
@@ -158,7 +154,7 @@ def with_slices_joined(trace: "Walk", value: Value, final: bool = True) -> Value
     """
     groups: dict[int, list[Term]] = {}
     for t in value.terms:
-        if t.unrolled and t.data is not None:
+        if t.unrolled:
             groups.setdefault(t.nodes[0].param, []).append(t)
     gone: list[Term] = []
     echoes = list(value.echoes)
@@ -176,7 +172,7 @@ def with_slices_joined(trace: "Walk", value: Value, final: bool = True) -> Value
             trace.use([p], "elementwise")  # each scales what the ones before it went into
             continue
         several = len({t.seen for t in group}) > 1  # not shifts of one value, as a convolution's
-        if not covered or after or any(t.bent or len(t.nodes[0].parts) > 1 for t in group):
+        if not covered or after or any(t.bent for t in group):
             trace.refuse([p], Why.SLICES, NONE if after else axes)
             continue
         if not own_axes(group[0].nodes[0]) or several:
@@ -212,8 +208,8 @@ def used(trace: "Walk", t: Term, node: Node, rows: Dims) -> Echo:
         learned=t.learned,
         cut=NONE.union(*[part.axes for part in node.parts]),
         parts=node.parts,
-        seen=t.seen if node.parts else 0,
-        loops=t.loops if node.parts else frozenset(),
+        seen=t.seen,
+        loops=t.loops,
     )
 
 
@@ -246,7 +242,7 @@ def settle_lookup(trace: "Walk", t: Term) -> None:
     tables = [i for i, n in enumerate(t.nodes) if n.chosen]
     begins = t.constants is not None and not axes_of(t.constants)
     both = any(CONSTANT in dict(edge) for edge in t.edges) and (tables or not begins)
-    fan_in = directed(t, dict.fromkeys(tables or [CONSTANT], NONE)) if t.edges else {}
+    fan_in = directed(t, dict.fromkeys(tables or [CONSTANT], NONE))
     if both or fan_in is None or (t.edges and t.curved):
         refuse_network(trace, t)
         return

@@ -176,7 +176,7 @@ class Echo(NamedTuple):
     pending: str = ""  # why it has to be refused, unless it turns out to scale its own parameter
     fan_in: AxisSet = NONE
     whole: Dims | None = None  # its digits with those that the data shared, until it is settled
-    seen: int = 0  # if slices were used, what the data was computed from
+    seen: int = 0  # if it was used, what the data was computed from
     loops: frozenset[Hashable] = frozenset()  # that carry this data, or the sum it was added in
 
     def moved(self, f: Move, data: Move | None = None) -> "Echo":
@@ -268,7 +268,7 @@ def regrouped(echoes: Iterable[Echo]) -> tuple[Echo, ...]:
     for e in filter(remains, echoes):
         for i, f in enumerate(result):
             alike = e.dims == f.dims and e[1:-2] == f[1:-2]  # most differ in their digits
-            if alike and (e.parts or e[-2:] == f[-2:]):
+            if alike and (e.how == "used" or e[-2:] == f[-2:]):
                 seen, loops = e.seen | f.seen, e.loops | f.loops
                 result[i] = f._replace(params=e.params | f.params, seen=seen, loops=loops)
                 break

@@ -71,7 +71,7 @@ def _verdict(uses: Sequence[Use], shape: Shape, decided: set[tuple[int, AxisSet]
 
     def refuse(why: str, because: Sequence[Use]) -> Verdict:
         at = [*because, *by["weight"]]
-        axes = {u.axes & long for u in at} - {NONE}
+        axes = {u.axes & long for u in at if not u.backward} - {NONE}  # a gradient's are others
         candidates = tuple(sorted(axes, key=sorted))
         return Verdict(candidates=candidates, refused=why, where=_where(at))
 
@@ -97,6 +97,8 @@ def _verdict(uses: Sequence[Use], shape: Shape, decided: set[tuple[int, AxisSet]
     if not weights and by["refused"]:
         return Verdict(how="activation", where=_where(by["refused"]))
     if weights:
+        if all(u.backward for u in weights):
+            return refuse(Why.BACKWARD, weights)
         if len(fan_in) > 1:
             texts = " and ".join(sorted(str(tuple(sorted(axes))) for axes in fan_in))
             return refuse(f"conflict: contracted over axes {texts}", weights)

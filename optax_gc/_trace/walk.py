@@ -203,7 +203,8 @@ class Walk:
             e for v in values for e in v.echoes if e.how == "used" or len(axes(e) | e.cut) > 1
         ]
         # It might be a one-hot, which looks rows up instead of being summed with a weight.
-        blurred = "" if seen else why
+        hot = any(v.blurred or (v.one_hot and v.kind == Kind.DATA) for v in values)
+        blurred = why if hot or not seen else ""
         return [
             constant(shape_of(v), kind)._replace(
                 echoes=regrouped(_anywhere(e, shape_of(v), why) for e in echoes),

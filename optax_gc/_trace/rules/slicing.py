@@ -102,7 +102,8 @@ def whole_hot(value: Value, cuts: Sequence[int]) -> Value:
     """The value, of which some dimensions are cut; a one-hot that is cut is not known any more."""
     if value.one_hot is None or not any(has_axes(value.one_hot[d]) for d in cuts):
         return value.plain()._replace(one_hot=value.one_hot)
-    return value.plain()._replace(blurred=Why.CUT_ONE_HOT)
+    terms = [t._replace(blurred=Why.CUT_ONE_HOT) if t.hot is not None else t for t in value.terms]
+    return value.plain()._replace(blurred=Why.CUT_ONE_HOT, terms=tuple(terms))
 
 
 def _window(dim: tuple[Factor, ...], size: int) -> tuple[Factor, ...]:
@@ -227,6 +228,12 @@ def gather(trace: "Walk", eqn: Any, value: Value, indices: Value) -> Value:
             result[batch[i]] = dims[d]
         return tuple(result)
 
+    def pick_data(dims: Dims) -> Dims:  # different rows of data are so wherever they are chosen to
+        result = pick(dims)
+        if not (by_data and any(has_axes(dims[d]) for d in looked_up)):
+            return result
+        return tuple(rows[i] if i in batch else dim for i, dim in enumerate(result))
+
     for e in value.echoes if by_data else ():
         if axes_of(e.dims[d] for d in looked_up):  # of a table, or the units that labels choose
             if e.learned:
@@ -246,7 +253,12 @@ def gather(trace: "Walk", eqn: Any, value: Value, indices: Value) -> Value:
         ]
         return moved._replace(parts=n.parts.union(parts))
 
-    result = value.plain().moved(pick, shape, lambda t: t.moved(pick, node=node))
+    result = value.plain().moved(
+        pick,
+        shape,
+        lambda t: t.moved(pick, None if t.data is None else pick_data, node),
+        lambda e: e.moved(pick, pick_data),
+    )
     if by_data and looked_up:
         result = _picked(result, rows)
     result = result._replace(varies=vary(result.varies, rows), kind=max(result.kind, indices.kind),

@@ -1,0 +1,303 @@
+"""axes_from_trace on programs in which a single condition of the tracer decides."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from trace_support import REFUSED, Untold, answers, f32, i32, outcomes
+
+K = lambda *s: np.random.default_rng(0).normal(size=s).astype(np.float32)  # noqa: E731
+X, W, SEQUENCE, TABLE, IDS = f32(3, 8), f32(8, 6), f32(2, 4, 8), f32(11, 6), i32(3)
+EXPERTS = f32(5, 8, 6)
+CASES = {}
+
+
+def case(name, fn, params, *args, **expected):
+    """Notes a program: its function, parameters and inputs, and the outcome of each parameter."""
+    CASES[name] = fn, params, args, expected
+
+
+def normalized(h):
+    h = h - h.mean(-1, keepdims=True)
+    return h * lax.rsqrt(1 + (h**2).mean(-1, keepdims=True))
+
+
+def hot(i, n):
+    return jax.nn.one_hot(i, n)
+
+
+def unknown(x):
+    return lax.linalg.lu(x)[0]
+
+
+# ---- Slices.
+
+case(
+    "a nonlinearity for each weight, row by row",
+    lambda p, x: sum(jnp.tanh(x[:, i, None] * p["w"][i]) for i in range(8)),
+    {"w": W}, X, w=REFUSED,
+)  # fmt: skip
+
+
+def scales_after_what_they_went_into(p, x):
+    h = x * p["s"][0]
+    for i in range(1, 4):
+        h = h + jnp.tanh(x * p["s"][i]) * p["s"][i]
+    return h
+
+
+case("scales after what they went into", scales_after_what_they_went_into,
+     {"s": f32(4, 8)}, X, s=Untold(()))  # fmt: skip
+case(
+    "rows of a part of the fan-in, one of them twice",
+    lambda p, x, y: jnp.tanh(x @ p["w"][:3][np.array([0, 0, 2])] + y @ p["w"][3:]),
+    {"w": W}, f32(4, 3), f32(4, 5), w=REFUSED,
+)  # fmt: skip
+case(
+    "rows of a part of the fan-in, in another order",
+    lambda p, x, y: jnp.tanh(
+        x @ p["w"][:4].reshape(2, 2, 6).swapaxes(0, 1).reshape(4, 6) + y @ p["w"][4:]
+    ),
+    {"w": W}, f32(4, 4), f32(4, 4), w=Untold((0,)),
+)  # fmt: skip
+case(
+    "an additive model of each of several slices",
+    lambda p, x: jnp.stack([jnp.tanh(x[:, :, None] * p["w"][i]).sum((1, 2)) for i in range(4)], -1),
+    {"w": f32(4, 8, 6)}, X, w=REFUSED,
+)  # fmt: skip
+case("an additive model", lambda p, x: jnp.tanh(x[:, :, None] * p["w"]).sum((1, 2)),
+     {"w": W}, X, w=())  # fmt: skip
+case(
+    "constants times every slice, summed whole",
+    lambda p, x: jnp.stack([(K(8, 6) * p["w"][i]).sum() for i in range(4)]),
+    {"w": f32(4, 8, 6)}, X, w=(1, 2),
+)  # fmt: skip
+
+case("a weight without its first row, and a row of zeros",
+     lambda p, x: x @ lax.pad(p["w"], 0.0, ((-1, 1, 0), (0, 0, 0))), {"w": W}, X,
+     w=Untold((0,)))  # fmt: skip
+case("a row of zeros, and a weight without its last row",
+     lambda p, x: x @ lax.pad(p["w"], 0.0, ((1, -1, 0), (0, 0, 0))), {"w": W}, X,
+     w=Untold((0,)))  # fmt: skip
+case("the same weight twice, one below the other",
+     lambda p, x: jnp.concatenate([x, x], 1) @ jnp.concatenate([p["w"], p["w"]]), {"w": W}, X,
+     w=Untold((0,)))  # fmt: skip
+case("rows stacked, one of them twice",
+     lambda p, x: x @ jnp.stack([p["w"][0], p["w"][0], p["w"][1]]), {"w": f32(2, 6)}, f32(4, 3),
+     w=Untold((0,)))  # fmt: skip
+case("rows of two axes, stacked",
+     lambda p, x: x @ jnp.stack([p["w"][i, j] for i, j in ((1, 0), (0, 0), (0, 1), (1, 1))]),
+     {"w": f32(2, 2, 6)}, f32(3, 4), w=Untold((0, 1)))  # fmt: skip
+case("products with inputs, summed by segments",
+     lambda p, x, i: jax.ops.segment_sum(x[:, None] * p["w"], i, 4), {"w": W}, f32(8), i32(8),
+     w=Untold((0,)))  # fmt: skip
+case("a count of words, written by a scatter",
+     lambda p, i: jnp.zeros((3, 11)).at[jnp.arange(3)[:, None], i].add(1.0) @ p["w"],
+     {"w": TABLE}, i32(3, 4), w=(0,))  # fmt: skip
+
+# ---- Products of parameters, of which one may be an activation.
+
+PAIR = {"a": f32(7, 8), "b": f32(8, 6), "c": f32(6)}
+case("latents through a layer with a bias", lambda p, x: jnp.tanh(p["a"] @ p["b"] + p["c"]) @ x,
+     PAIR, f32(6, 3), a=(), b=(0,), c=())  # fmt: skip
+case("constants through two layers, with a bias",
+     lambda p, x: jnp.tanh(K(4, 7) @ p["a"] @ p["b"] + p["c"]) @ x,
+     PAIR, f32(6, 3), a=(0,), b=(0,), c=())  # fmt: skip
+case(
+    "constants through a layer, scaled row by row, and a column",
+    lambda p, x: jnp.tanh(K(4, 7) @ p["a"] * p["d"] + p["b"][:, 0]) @ x,
+    {**PAIR, "d": f32(4, 1)}, f32(8, 3), a=REFUSED, b=REFUSED, c=(), d=REFUSED,
+)  # fmt: skip
+case(
+    "latents through one unit, with a bias of others",
+    lambda p, x: jnp.tanh((p["a"] @ p["v"])[:, None] + p["c"]) @ x,
+    {"a": f32(7, 8), "v": f32(8), "c": f32(6)}, f32(6, 3), a=(), v=Untold((0,)), c=(),
+)  # fmt: skip
+case(
+    "a product of parameters scaled by another, with a bias",
+    lambda p, x: jnp.tanh((p["a"] @ p["b"]) * (p["v"] @ p["m"]) + p["c"]) @ x,
+    {**PAIR, "v": f32(4), "m": f32(4, 6)}, f32(6, 3), **dict.fromkeys("abcvm", REFUSED),
+)  # fmt: skip
+case(
+    "a scaled latent and a bias, then a layer",
+    lambda p, x: jnp.tanh(p["a"] * p["d"] + p["b"][:, 0]) @ p["w"],
+    {"a": f32(7, 8), "b": f32(8, 6), "d": f32(7, 8), "w": W}, X,
+    a=Untold(()), b=Untold(()), d=Untold(()), w=(0,),
+)  # fmt: skip
+case("constants on both sides", lambda p, x: K(5, 7) @ p["a"] @ K(8, 3),
+     {"a": f32(7, 8)}, X, a=REFUSED)  # fmt: skip
+case("constants times the same elements", lambda p, x: (K(8, 6) * p["w"]).sum(),
+     {"w": W}, X, w=(0, 1))  # fmt: skip
+case(
+    "latents for each of several members",
+    lambda p, x: jnp.einsum("bqd,bdf->bqf", jnp.broadcast_to(p["q"], (3, 5, 8)), p["w"]) * x,
+    {"q": f32(5, 8), "w": f32(3, 8, 6)}, f32(3, 5, 6), q=REFUSED, w=REFUSED,
+)  # fmt: skip
+case("normalized latents and a sum of a parameter",
+     lambda p, x: jnp.tanh(normalized(p["q"]) @ p["w"].sum(-1)) @ x,
+     {"q": f32(5, 8), "w": f32(8, 6, 4)}, f32(6, 3), q=REFUSED, w=REFUSED)  # fmt: skip
+case("normalized latents and a layer on constants",
+     lambda p, x: jnp.tanh(normalized(p["q"]) @ (K(8, 4) @ p["w"])) @ x,
+     {"q": f32(5, 8), "w": f32(4, 6)}, f32(6, 3), q=REFUSED, w=REFUSED)  # fmt: skip
+case("a layer on constants and normalized latents",
+     lambda p, x: jnp.tanh((K(6, 4) @ p["w"]) @ normalized(p["q"])) @ x,
+     {"q": f32(5, 8), "w": f32(4, 5)}, f32(8, 3), q=REFUSED, w=REFUSED)  # fmt: skip
+case("two vectors multiplied, and one of them summed",
+     lambda p, x: x * (p["u"][:, None] * p["v"]).sum(0),
+     {"u": f32(5), "v": f32(8)}, X, u=Untold(()), v=Untold(()))  # fmt: skip
+
+# ---- Sums of several factors with inputs.
+
+case(
+    "a factor that is summed beside a layer",
+    lambda p, x: (x[:, :, None, None] * p["w"][None, :, :, None] * p["v"]).sum((1, 3)),
+    {"w": W, "v": f32(6, 4)}, X, w=(0,), v=(),
+)  # fmt: skip
+case(
+    "the outputs of a scale, contracted with a layer",
+    lambda p, x: jnp.einsum("bij,ik->bjk", x[:, :, None] * p["w"], p["g"]),
+    {"w": W, "g": f32(8, 5)}, X, w=Untold((0,)), g=Untold((0,)),
+)  # fmt: skip
+case("a scale with a residual, summed", lambda p, x: (x[:, :, None] * (1 + p["w"])).sum(1) * 2,
+     {"w": W}, X, w=(0,))  # fmt: skip
+case("inputs and their scaled selves, summed",
+     lambda p, x: (x[:, :, None] + x[:, :, None] * p["w"]).sum(1),
+     {"w": W}, X, w=Untold((0,)))  # fmt: skip
+case("a sum of a parameter as the scale of a unit",
+     lambda p, x: ((x * p["s"][:, 0]) @ p["w"]), {"s": f32(8, 1), "w": f32(8, 1)}, X,
+     s=(), w=(0,))  # fmt: skip
+case(
+    "tables and a matrix in one einsum",
+    lambda p, i: jnp.einsum("bk,kj,bj->b", p["t"][i], p["w"], p["u"][i]),
+    {"t": TABLE, "w": f32(6, 4), "u": f32(11, 4)}, IDS, t=REFUSED, w=REFUSED, u=REFUSED,
+)  # fmt: skip
+case("rows of a layer on constants, meeting inputs",
+     lambda p, i, x: ((K(11, 6) @ p["w"])[i] * x).sum(-1),
+     {"w": f32(6, 4)}, IDS, f32(3, 4), w=REFUSED)  # fmt: skip
+case(
+    "a nonlinearity for each weight, then a layer over all",
+    lambda p, x: jnp.einsum("bif,ifo->bo", jnp.tanh(x[:, :, None] * p["w"]), p["v"]),
+    {"w": W, "v": f32(8, 6, 5)}, X, w=REFUSED, v=(0, 1),
+)  # fmt: skip
+RELATIONS = f32(3, 8, 6)
+for name, score in {
+    "one einsum": lambda p, k, x, y: jnp.einsum("bi,bij,bj->b", x, p["r"][k], y),
+    "a product and a sum": lambda p, k, x, y: (x[:, :, None] * y[:, None] * p["r"][k]).sum((1, 2)),
+}.items():
+    case(f"matrices of relations that data chose: {name}", score, {"r": RELATIONS},
+         i32(4), f32(4, 8), f32(4, 6), r=Untold((1, 2)))  # fmt: skip
+
+# ---- Scales of queries.
+
+QUERIES, GAIN = f32(2, 4, 3, 8), f32(3, 8)
+case("queries scaled before they meet keys",
+     lambda p, x: jnp.einsum("bqhd,bkhd->bhqk", x * p["s"], x), {"s": GAIN}, QUERIES,
+     s=())  # fmt: skip
+case("queries scaled in one einsum with the keys",
+     lambda p, x: jnp.einsum("bqhd,hd,bkhd->bhqk", x, p["s"], x), {"s": GAIN}, QUERIES,
+     s=())  # fmt: skip
+case("one unit of products of inputs, in one einsum",
+     lambda p, x, y: jnp.einsum("bd,d,bd->b", x, p["s"], y), {"s": f32(8)}, X, X,
+     s=(0,))  # fmt: skip
+case("one unit and a gate, in one einsum",
+     lambda p, x, y: jnp.einsum("bti,i,bj->btj", x, p["w"], y), {"w": f32(8)},
+     SEQUENCE, f32(2, 5), w=(0,))  # fmt: skip
+case("one unit by a product and a sum, gated before the sum",
+     lambda p, x, y: ((x * p["w"])[..., None] * y[:, None, None]).sum(2), {"w": f32(8)},
+     SEQUENCE, f32(2, 5), w=Untold((0,)))  # fmt: skip
+
+# ---- One-hots times something.
+
+case("scaled one-hots times a table", lambda p, i: (hot(i, 11) * p["s"]) @ p["t"],
+     {"s": f32(11), "t": TABLE}, IDS, s=(), t=())  # fmt: skip
+case("one-hots times a scaled table", lambda p, i: hot(i, 11) @ (p["s"][:, None] * p["t"]),
+     {"s": f32(11), "t": TABLE}, IDS, s=(), t=())  # fmt: skip
+case("one-hots times constants, times a table", lambda p, i: (hot(i, 11) * K(3, 11)) @ p["t"],
+     {"t": TABLE}, IDS, t=())  # fmt: skip
+case("identity times inputs, times a weight",
+     lambda p, x: ((x[:, :, None] * jnp.eye(8)) @ p["w"]).sum(1), {"w": W}, X, w=(0,))  # fmt: skip
+case("one-hots side by side with inputs, both contracted",
+     lambda p, i, x: ((hot(i, 5)[:, :, None] * x[:, None])[..., None] * p["w"]).sum((1, 2)),
+     {"w": EXPERTS}, IDS, X, w=(0, 1))  # fmt: skip
+case("pairs of one-hots", lambda p, i: (
+         (hot(i, 5)[:, :, None] * hot(i, 4)[:, None]).reshape(-1, 20) @ p["t"]),
+     {"t": f32(20, 6)}, IDS, t=())  # fmt: skip
+case("one-hots between a weight and its inputs",
+     lambda p, i, x: (hot(i, 5)[:, :, None] * p["w"] * x[:, None]).sum(1),
+     {"w": f32(5, 8)}, IDS, X, w=())  # fmt: skip
+
+
+def best(p, x):
+    """The gates of the best expert alone."""
+    gates = jax.nn.softmax(x @ p["r"])
+    return hot(jnp.argmax(gates, -1), 5) * gates
+
+
+for name, mixed in {
+    "one einsum": lambda p, x: jnp.einsum("be,bd,edf->bf", best(p, x), x, p["w"]),
+    "weights first": lambda p, x: jnp.einsum(
+        "bd,bdf->bf", x, jnp.einsum("be,edf->bdf", best(p, x), p["w"])
+    ),
+}.items():
+    case(f"one-hots of the best expert: {name}", mixed, {"r": f32(8, 5), "w": EXPERTS}, X,
+         r=(0,), w=(1,))  # fmt: skip
+
+# ---- What has no rule.
+
+SQUARE = f32(8, 8)
+case("a weight times something unknown of another", lambda p, x: x @ (p["c"] * unknown(p["a"])),
+     {"a": SQUARE, "c": SQUARE}, X, a=REFUSED, c=REFUSED)  # fmt: skip
+case("something unknown of a latent, then a layer with a bias",
+     lambda p, x: jnp.tanh(unknown(p["a"]) @ p["b"] + p["c"]) @ x,
+     {"a": SQUARE, "b": W, "c": f32(6)}, f32(6, 3), a=REFUSED, b=REFUSED, c=REFUSED)  # fmt: skip
+case("inputs times something unknown of them", lambda p, x: (x[:3] * unknown(x)[:3]) @ p["w"],
+     {"w": W}, SQUARE, w=REFUSED)  # fmt: skip
+case("something unknown of inputs, scaled", lambda p, x: (unknown(x) * p["s"] * x) @ p["w"],
+     {"s": f32(8), "w": W}, SQUARE, s=Untold(()), w=Untold((0,)))  # fmt: skip
+case("a bias times something unknown of inputs", lambda p, x: ((x + p["v"]) * unknown(x)).sum(1),
+     {"v": SQUARE}, SQUARE, v=Untold(()))  # fmt: skip
+case("what is added to inputs, times other inputs, summed",
+     lambda p, x, y: ((x[:, None] + p["c"]) * y[:, :, None]).sum(1),
+     {"c": f32(5, 8)}, X, f32(3, 5), c=REFUSED)  # fmt: skip
+
+# ---- Gradients that the function itself takes.
+
+MLP = {"w": W, "v": f32(6, 3)}
+
+
+def mlp(p, x):
+    return jnp.tanh(x @ p["w"]) @ p["v"]
+
+
+case("the gradient of one output that inputs choose",
+     lambda p, x, i: jax.vmap(lambda x, i: jax.grad(lambda z: mlp(p, z)[i])(x))(x, i),
+     MLP, X, IDS, w=(0,), v=Untold((0,)))  # fmt: skip
+case("a pullback of inputs", lambda p, x, y: jax.vjp(lambda z: mlp(p, z), x)[1](y)[0],
+     MLP, X, f32(3, 3), w=(0,), v=Untold((0,)))  # fmt: skip
+case("outputs and the gradient of one that inputs choose",
+     lambda p, x, i: (
+         mlp(p, x), jax.vmap(lambda x, i: jax.grad(lambda z: mlp(p, z)[i])(x))(x, i)),
+     MLP, X, IDS, w=(0,), v=(0,))  # fmt: skip
+
+# ---- Rows that data chose of an activation.
+
+
+def edges(bend):
+    def fn(p, x, src, dst):
+        h = jnp.einsum("ni,iho->nho", x, p["w"])
+        logits = jnp.einsum("eho,ho->eh", bend(h[src] + h[dst]), p["a"])
+        return logits
+
+    return fn
+
+
+for name, bend in {"leaky": jax.nn.leaky_relu, "tanh": jnp.tanh}.items():
+    case(f"graph attention on edges: {name}", edges(bend), {"w": f32(8, 2, 5), "a": f32(2, 5)},
+         X, i32(9), i32(9), w=(0,), a=(1,))  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_condition_decides_what_a_parameter_is(name):
+    fn, params, args, expected = CASES[name]
+    assert answers(fn, params, *args) == outcomes(expected)
