@@ -243,6 +243,13 @@ for name, mixed in {
     case(f"one-hots of the best expert: {name}", mixed, {"r": f32(8, 5), "w": EXPERTS}, X,
          r=(0,), w=(1,))  # fmt: skip
 
+case(
+    "a gain of a weight of which columns are taken, which a nonlinearity for each weight meets",
+    lambda p, x: jnp.einsum("bio,io->bo", jnp.sin(x[..., None] * p["f"]),
+                            jnp.take(p["w"], np.arange(6)[::-1], 1) * p["s"][:, None]),
+    {"f": W, "w": W, "s": f32(8)}, X, f=REFUSED, w=REFUSED, s=REFUSED,
+)  # fmt: skip
+
 # ---- What has no rule.
 
 SQUARE = f32(8, 8)

@@ -104,7 +104,6 @@ class Call(NamedTuple):
     given: Any  # the tree of parameters, or the model that holds them
     name: str  # what a user calls that: "params" or "model"
     paths: list[KeyPath]
-    names: list[str]
     params: list[Any]
     inputs: list[Any]
     is_data: list[bool]  # of each input; random keys and a model's own state are constants
@@ -112,12 +111,16 @@ class Call(NamedTuple):
     ones: list[str]  # arguments with an axis of length 1
     got: str  # the inputs, in words
 
+    @property
+    def names(self) -> list[str]:
+        """What a user calls each parameter."""
+        return names(list(zip(self.paths, self.params, strict=True)))
+
 
 class _Split(NamedTuple):
     """A tree of parameters taken apart."""
 
     paths: list[KeyPath]
-    names: list[str]
     params: list[Any]
     state: list[Any]  # a model's arrays that are not trained
     join: Callable[[Sequence[Any], Sequence[Any]], Any]
@@ -178,7 +181,6 @@ def prepare(fn: Any, params: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
         params,
         name,
         split.paths,
-        split.names,
         split.params,
         [*inputs, *split.state],
         is_data,
@@ -474,7 +476,7 @@ def _split(tree: Any) -> _Split:
             filled[i] = values[j] if kind == "params" else ()
         return jax.tree_util.tree_unflatten(treedef, filled)
 
-    return _Split(paths, names(list(zip(paths, params, strict=True))), params, rest, join, labels)
+    return _Split(paths, params, rest, join, labels)
 
 
 def _is_module(tree: Any, package: str) -> bool:

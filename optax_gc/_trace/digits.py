@@ -200,7 +200,7 @@ def _paired(x: Dim, y: Dim) -> list[tuple[Factor, Factor]] | None:
 
 def vary(a: Dims, b: Dims) -> Dims:
     """The dimensions that either of two values varies along."""
-    if a is b:
+    if a == b:
         return a
     return tuple([x if x == y else _vary(x, y) for x, y in zip(a, b, strict=True)])
 

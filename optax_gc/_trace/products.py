@@ -215,13 +215,14 @@ def _gated(a: Value, b: Value) -> Sequence[Echo]:
         if itself and e.how == "added" and besides(support, a.support):
             # Positions may meet themselves, but a weight may meet what it scales too.
             itself &= frozenset(p for f in b.echoes if f.how == "added" for p in f.params)
-        if e.how == "used":
-            e = e._replace(unknown=e.unknown or b.blurred)
+        unknown = e.unknown or (b.blurred if e.how == "used" else "")
         if itself:
-            found.append(e._replace(params=itself, data=data, raw=raw))
+            found.append(e._replace(params=itself, data=data, raw=raw, unknown=unknown))
         if rest := e.params - itself:
             others = support if e.others is None else vary(e.others, support)
-            found.append(e._replace(params=rest, data=data, raw=raw, others=others))
+            found.append(
+                e._replace(params=rest, data=data, raw=raw, others=others, unknown=unknown)
+            )
     return found
 
 

@@ -55,6 +55,8 @@ _MOST = 10
 
 def unresolved(call: Call, found: Sequence[Verdict]) -> str:
     """The parameters that were refused, and how to settle each; empty if there are none."""
+    if not any(v.refused for v in found):
+        return ""
     refused = [
         (path, described(name, array), verdict)
         for path, name, array, verdict in zip(
@@ -62,8 +64,6 @@ def unresolved(call: Call, found: Sequence[Verdict]) -> str:
         )
         if verdict.refused
     ]
-    if not refused:
-        return ""
     more = f"  and {len(refused) - _MOST} more" if len(refused) > _MOST else ""
     lines = [
         f"the fan-in axes of {len(refused)} of {len(found)} parameters cannot be told from the "

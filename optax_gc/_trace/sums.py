@@ -39,7 +39,7 @@ from .uses import (
     used,
     with_slices_joined,
 )
-from .values import CONSTANT, Echo, Kind, Node, Term, Value, own_axes, regrouped, remains
+from .values import CONSTANT, Echo, Kind, Node, Term, Value, own_axes, regrouped
 
 if TYPE_CHECKING:
     from .walk import Walk
@@ -169,7 +169,8 @@ def summed(trace: "Walk", value: Value, over: Sequence[int], dot: bool = False) 
     )
     echoes += [_sum_echo(trace, value, e, over, weighted, dot) for e in value.echoes]
     result = value.plain()._replace(varies=varies, terms=tuple(terms), echoes=())
-    moved = regrouped([e.moved(keep) for e in echoes if remains(e)])
+    left = [e for e in echoes if e.sliced or e.pending or e.parts or _in(e.dims, stay)]
+    moved = regrouped([e.moved(keep) for e in left])
     return result.moved(keep, shape)._replace(echoes=moved)
 
 
@@ -621,8 +622,12 @@ def _without_outputs(s: _Sum, fan_in: dict[int, AxisSet]) -> Result:
         elif _is_table((*rest, *(part.dim for part in node.parts))):
             trace.use(t.params, "lookup")
             return [], []
-        elif t.constants is not None and all(_in(t.constants, d) for d in (s.over, s.stay)):
-            pass  # constants tell which of its elements is an output, as on a diagonal
+        elif (
+            t.constants is not None
+            and _in(t.constants, s.stay)
+            and (_in(t.constants, s.over) or _is_beside_others(s, node))
+        ):
+            pass  # constants are its outputs, as a diagonal, or are added to what it scales
         elif not s.dot and (
             t.residual or any(_in(e.dims, s.over) for e in s.value.echoes if e.how == "added")
         ):
@@ -654,6 +659,11 @@ def _is_scale(s: _Sum, fan_in: dict[int, AxisSet]) -> bool:
     dims = t.nodes[0].dims
     summed_together = s.gone[0] <= met(s.at(dims), s.at(t.last))
     return summed_together and besides(s.blank(t.rows), vary(s.blank(dims), s.blank(t.last)))
+
+
+def _is_beside_others(s: _Sum, node: Node) -> bool:
+    """Whether a parameter is in another product of the sum with other parameters."""
+    return any(node.param in t.params and len(t.nodes) > 1 for t in s.value.terms)
 
 
 def _is_table(dims: Dims) -> bool:
@@ -693,7 +703,7 @@ def _sum_echo(
     blank = _blank(over)
     at = lambda dims: tuple([dims[d] for d in over])  # noqa: E731
     if e.how == "used" and e.data is None and e.whole is None and not e.unknown:
-        return e._replace(dims=blank(e.dims))
+        return e
     if e.unknown:
         if weighted:
             return e._replace(dims=foreign(value.shape))
@@ -709,26 +719,26 @@ def _sum_echo(
         # Summed with data over something else, a statistic is part of an activation.
         spent = dot and over and e.how == "statistic" and e.data is not None
         return e._replace(bent=True) if spent else e
-    rest = e._replace(dims=blank(e.dims))
-    if e.how == "statistic" and e.data is None and (axes_of(rest.dims) or e.sliced):
+    dims = blank(e.dims)
+    if e.how == "statistic" and e.data is None and (axes_of(dims) or e.sliced):
         others = [value.varies, *(n.dims for t in value.terms for n in t.nodes)]
         others += [f.dims for f in value.echoes if f is not e]
-        if any(has_axes(dims[d]) for dims in others for d in over):
+        if any(_in(o, over) for o in others):
             trace.refuse(e.params, Why.STATISTIC, gone)
     by_data = NONE if e.data is None else met(at(e.dims), at(e.data))
     if e.how == "added" and not e.repeated and (weighted or not by_data):
         # Summed away whole it may be a penalty, which is evidence of nothing.
-        over_all = not (weighted or axes_of(rest.dims))
+        over_all = not (weighted or axes_of(dims))
         trace.use(e.params, "scalar" if over_all else "elementwise")
-    stay = axes_of(rest.dims) | e.cut
+    stay = axes_of(dims) | e.cut
     if e.how == "added" and e.bent:
         shared = met(e.dims, e.rows)
         if gone & shared and stay - shared:
             trace.refuse(e.params, Why.BENT_SUM, gone)
     if by_data:
         assert e.data is not None
-        shared = NONE if e.others is None else met(rest.dims, blank(e.others))
-        beside = rest.dims if e.others is None else vary(rest.dims, blank(e.others))
+        shared = NONE if e.others is None else met(dims, blank(e.others))
+        beside = dims if e.others is None else vary(dims, blank(e.others))
         repeated = besides(blank(e.rows), beside)
         noise = e.how == "added" and not e.repeated
         batch = not e.learned or met(blank(e.rows), blank(e.data))
@@ -744,5 +754,5 @@ def _sum_echo(
         elif first or (not repeated and (stay - shared or e.hidden or noise)):
             trace.refuse(e.params, Why.MADE if e.how == "used" else Why.GATED, gone)
         elif e.how == "used" and stay - shared:
-            rest = rest._replace(twice=True)
-    return rest
+            return e._replace(twice=True)
+    return e

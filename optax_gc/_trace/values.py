@@ -9,7 +9,6 @@ contraction over them can be refused.
 
 import functools
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -338,8 +337,7 @@ def shuffled_axes(nodes: Iterable[Node]) -> AxisSet:
     return NONE.union(*[f.axes for f in found])
 
 
-@dataclass(frozen=True)
-class Use:
+class Use(NamedTuple):
     """Something a parameter is used for."""
 
     param: int

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .digits import NONE, AxisSet, Shape, long_axes
 from .reasons import Why, priority
@@ -21,8 +21,7 @@ ROLES = {
 }
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What a parameter is.
 
     Attributes:
@@ -66,7 +65,9 @@ def verdicts(uses: Iterable[Use], shapes: Sequence[Shape]) -> list[Verdict]:
 def _verdict(uses: Sequence[Use], shape: Shape, decided: set[tuple[int, AxisSet]]) -> Verdict:
     if any(u.role == "weight" and not u.backward for u in uses):
         uses = [u for u in uses if not u.backward]  # which contract its outputs
-    by = {role: [u for u in uses if u.role == role] for role in ROLES}
+    by: dict[str, list[Use]] = {role: [] for role in ROLES}
+    for u in uses:
+        by[u.role].append(u)
     long = long_axes(shape)
 
     def refuse(why: str, because: Sequence[Use]) -> Verdict:

@@ -67,7 +67,7 @@ class Walk:
             rule = None if jaxprs.unknown(eqn) else RULES.get(eqn.primitive.name)
             results = rule(self, eqn, *operands) if rule else self.opaque(eqn, operands)
             results = [results] if isinstance(results, Value) else results
-            if went_in := {p for v in operands for t in v.terms for p in t.params}:
+            if went_in := {n.param for v in operands for t in v.terms for n in t.nodes}:
                 self._account(went_in.difference(self._settled[before:]), results)
             for var, flag, value in zip(eqn.outvars, flags, results, strict=True):
                 env[var] = value if flag else value.without_gradient()
