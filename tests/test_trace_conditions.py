@@ -96,6 +96,31 @@ case("a count of words, written by a scatter",
      lambda p, i: jnp.zeros((3, 11)).at[jnp.arange(3)[:, None], i].add(1.0) @ p["w"],
      {"w": TABLE}, i32(3, 4), w=(0,))  # fmt: skip
 
+case(
+    "units for each head, which are added up head by head",
+    lambda p, x: (lambda y: y[:, 0] + y[:, 1] + y[:, 2] + y[:, 3])((x[..., None] * p["w"]).sum(2)),
+    {"w": f32(4, 8, 6)}, f32(3, 4, 8), w=REFUSED,
+)  # fmt: skip
+case(
+    "taps of windows, cut along the time and by their index at once",
+    lambda p, x: (lambda y: sum(y[:, k : k + 5, :, k] for k in range(4)))(x[..., None] * p["w"]),
+    {"w": f32(8, 4)}, f32(3, 9, 8), w=(1,),
+)  # fmt: skip
+case(
+    "halves of a product that are added up, then summed",
+    lambda p, x: (lambda y: (y[:, :, 0] + y[:, :, 1]).sum(-1))((x * p["w"]).reshape(3, 8, 2, 3)),
+    {"w": f32(8, 6)}, f32(3, 8, 6), w=REFUSED,
+)  # fmt: skip
+case(
+    "rows that constants chose, each of them for several positions",
+    lambda p, x: (x[..., None] * p["w"][jnp.broadcast_to(np.array([2, 0, 1])[:, None], (3, 5))])
+    .sum((1, 2)),
+    {"w": f32(3, 6)}, f32(2, 3, 5), w=REFUSED,
+)  # fmt: skip
+case("rows of both, one by one", lambda p, x: sum(
+        a[:, None] * b for a, b in zip(jnp.unstack(x, axis=1), jnp.unstack(p["w"]), strict=True)),
+     {"w": W}, X, w=(0,))  # fmt: skip
+
 # ---- Products of parameters, of which one may be an activation.
 
 PAIR = {"a": f32(7, 8), "b": f32(8, 6), "c": f32(6)}
@@ -243,6 +268,11 @@ for name, mixed in {
     case(f"one-hots of the best expert: {name}", mixed, {"r": f32(8, 5), "w": EXPERTS}, X,
          r=(0,), w=(1,))  # fmt: skip
 
+case(
+    "experts that one-hots chose, cut before they are summed",
+    lambda p, i, x: (hot(i, 4)[:, :, None, None] * p["w"])[:, :2].sum(1).swapaxes(1, 2) @ x,
+    {"w": f32(4, 8, 6)}, IDS, f32(8, 5), w=REFUSED,
+)  # fmt: skip
 case(
     "a gain of a weight of which columns are taken, which a nonlinearity for each weight meets",
     lambda p, x: jnp.einsum("bio,io->bo", jnp.sin(x[..., None] * p["f"]),

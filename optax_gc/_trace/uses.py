@@ -220,7 +220,7 @@ def could_be_weight(e: Echo, beside_data: bool) -> bool:
       e: what is left of them.
       beside_data: whether another of its operands is data.
     """
-    if e.pending or e.how == "statistic":
+    if e.pending or e.how == "statistic" or e.whole is not None:
         return True
     shared = met(e.dims, e.rows)
     if e.how == "added" and (not e.repeated or (shared and (axes_of(e.dims) | e.cut) - shared)):
