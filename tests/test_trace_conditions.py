@@ -280,6 +280,33 @@ case(
     {"f": W, "w": W, "s": f32(8)}, X, f=REFUSED, w=REFUSED, s=REFUSED,
 )  # fmt: skip
 
+AVERAGES = 0.5 * (np.eye(8) + np.eye(8, k=1) + np.eye(8, k=-7)).astype(np.float32)
+case("rows of averages that inputs chose", lambda p, i: jnp.asarray(AVERAGES)[i] @ p["w"],
+     {"w": W}, IDS, w=(0,))  # fmt: skip
+case(
+    "inputs that are where they are",
+    lambda p, i: (i == jnp.arange(8)).astype(jnp.float32) @ p["w"],
+    {"w": W}, i32(3, 8), w=(0,),
+)  # fmt: skip
+case(
+    "rows for the highest of each input",
+    lambda p, x: jax.nn.one_hot(x.argmax(-1), 8) @ p["w"] * x.max(-1, keepdims=True),
+    {"w": W}, X, w=(),
+)  # fmt: skip
+case("a one-hot of which the last are cut off", lambda p, i: hot(i, 12)[:, :8] @ p["w"],
+     {"w": W}, IDS, w=REFUSED)  # fmt: skip
+
+# ---- Convolutions.
+
+case(
+    "a convolution in groups of the batch",
+    lambda p, x: lax.conv_general_dilated(
+        x, p["w"], (1, 1), "SAME", batch_group_count=2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    ),
+    {"w": f32(3, 5, 3, 6)}, f32(2, 9, 10, 3), w=(0, 1, 2),
+)  # fmt: skip
+
 # ---- What has no rule.
 
 SQUARE = f32(8, 8)
