@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import PartitionSpec as P
+from trace_spellings import on_mesh
 from trace_support import REFUSED, Untold, answers, f32, i32, outcomes
 
 K = lambda *s: np.random.default_rng(0).normal(size=s).astype(np.float32)  # noqa: E731
@@ -295,6 +297,45 @@ case(
 )  # fmt: skip
 case("a one-hot of which the last are cut off", lambda p, i: hot(i, 12)[:, :8] @ p["w"],
      {"w": W}, IDS, w=REFUSED)  # fmt: skip
+
+# ---- Shards.
+
+TOKENS, LAST = f32(4, 8), f32(6, 5)
+case(
+    "columns on each device, then a layer",
+    lambda p, x: jnp.tanh(on_mesh(jnp.matmul, (P(), P(None, "d")), P(None, "d"))(x, p["w"]))
+    @ p["v"],
+    {"w": W, "v": LAST}, TOKENS, w=(0,), v=(0,),
+)  # fmt: skip
+case(
+    "columns on each device, then rows, with nothing between",
+    lambda p, x: on_mesh(
+        lambda w, v, x: lax.psum(x @ w @ v, "d"), (P(None, "d"), P("d"), P()), P()
+    )(p["w"], p["v"], x),
+    {"w": W, "v": LAST}, TOKENS, w=(0,), v=(0,),
+)  # fmt: skip
+case(
+    "columns, then rows, in two parts with nothing between",
+    lambda p, x: x @ p["w"][:, :2] @ p["v"][:2] + x @ p["w"][:, 2:] @ p["v"][2:],
+    {"w": W, "v": LAST}, TOKENS, w=(0,), v=(0,),
+)  # fmt: skip
+case(
+    "a matrix on each device, of which the products are added up",
+    lambda p, x: on_mesh(lambda w, x: lax.psum(x @ w[0], "d"), (P("d"), P()), P())(p["w"], x),
+    {"w": f32(2, 8, 6)}, TOKENS, w=REFUSED,
+)  # fmt: skip
+case(
+    "columns in the place of rows",
+    lambda p, x: x
+    @ on_mesh(lambda w: lax.all_gather(w, "d", axis=1, tiled=True), (P("d"),), P())(p["w"]),
+    {"w": f32(16, 3)}, TOKENS, w=REFUSED,
+)  # fmt: skip
+case(
+    "parts of the fan-in that devices put side by side, added up later",
+    lambda p, x: on_mesh(jnp.matmul, (P(None, "d"), P("d")), P("d"))(x, p["w"])
+    .reshape(2, 4, 6).sum(0),
+    {"w": W}, TOKENS, w=Untold((0,)),
+)  # fmt: skip
 
 # ---- Convolutions.
 

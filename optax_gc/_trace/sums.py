@@ -702,6 +702,9 @@ def _sum_echo(
     """An activation summed over digits of a parameter: refused if it is used as a weight is."""
     blank = _blank(over)
     at = lambda dims: tuple([dims[d] for d in over])  # noqa: E731
+    if weighted and e.parts and e.how == "used":  # each slice meets its own of the next weight
+        met_next = axes_of(at(e.dims))
+        e = e._replace(parts=frozenset(part for part in e.parts if not part.axes <= met_next))
     if e.how == "used" and e.data is None and e.whole is None and not e.unknown:
         return e
     if e.unknown:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .. import jaxprs
 from ..digits import NONE, VARYING, Dims, Factor, axes_of, lost, with_dim
 from ..jaxprs import Names, shape_of
+from ..reasons import Why
 from ..values import Node, Part, Value, regrouped
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def psum(trace: "Walk", eqn: Any, *values: Value) -> list[Value]:
     how = jaxprs.collective(eqn)
     if how.grouped or any(isinstance(axis, int) for axis in how.axes) or _shows(values):
         return trace.opaque(eqn, values)
-    return [_summed(v, how.axes) for v in values]
+    return [_summed(trace, v, how.axes) for v in values]
 
 
 def _shows(values: tuple[Value, ...]) -> bool:
@@ -125,11 +126,13 @@ def _shows(values: tuple[Value, ...]) -> bool:
     return any(_is_mesh(part) for v in values for t in v.terms for n in t.nodes for part in n.parts)
 
 
-def _summed(value: Value, names: tuple[Any, ...]) -> Value:
+def _summed(trace: "Walk", value: Value, names: tuple[Any, ...]) -> Value:
     echoes = []
     for e in value.echoes:
         done = frozenset(part for part in e.parts if _is_mesh(part, *names))
         left = e.parts - done
+        if done and not e.pending:  # slices that were not contracted, as one for each expert
+            trace.refuse(e.params, Why.SLICES)
         pending = e.pending if any(map(_is_mesh, left)) or not done else ""
         echoes.append(e._replace(parts=left, pending=pending))
     return value._replace(echoes=regrouped(echoes))
@@ -153,7 +156,7 @@ def reduce_scatter(trace: "Walk", eqn: Any, value: Value) -> Value:
     if how.grouped or not how.tiled or how.dimension is None or _shows((value,)):
         return trace.opaque(eqn, (value,))[0]
     split = tuple(tuple(how.axes) if d == how.dimension else () for d in range(len(shape)))
-    return _shard(_summed(value, how.axes), shape, split)
+    return _shard(_summed(trace, value, how.axes), shape, split)
 
 
 def exchanged(trace: "Walk", eqn: Any, value: Value) -> Value:
