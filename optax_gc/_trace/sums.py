@@ -5,6 +5,7 @@ are read as that, so that one rule decides every contraction however it is spell
 """
 
 import functools
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,7 +40,7 @@ from .uses import (
     used,
     with_slices_joined,
 )
-from .values import CONSTANT, Echo, Kind, Node, Term, Value, own_axes, regrouped
+from .values import CONSTANT, Echo, Edge, Kind, Node, Term, Value, own_axes, regrouped
 
 if TYPE_CHECKING:
     from .walk import Walk
@@ -335,17 +336,32 @@ def _sum_without_data(s: _Sum) -> Result:
     partial = [
         i for i in summed_nodes if not is_all(trace, t.nodes[i], s.at(t.nodes[i].dims), s.gone[i])
     ]
-    edge = [(i, s.gone[i]) for i in summed_nodes]
-    if constant or len(edge) == 1:
-        edge.append((CONSTANT, NONE))
     unsure = Why.PARTLY if partial else t.unsure
     curved = t.curved and bool(t.edges)  # that is the product, whatever its factors are
-    rest = s.rest()._replace(edges=t.edges | {frozenset(edge)}, unsure=unsure, curved=curved)
+    rest = s.rest()._replace(edges=t.edges | _edges(s), unsure=unsure, curved=curved)
     vectors = all(len(trace.shapes[n.param]) == 1 for n in rest.nodes)
     if vectors and not axes_of(rest.support):
         trace.use(t.params, "scalar")  # a number, whatever it is multiplied with
         return [], []
     return [rest], []
+
+
+def _edges(s: _Sum) -> frozenset[Edge]:
+    """Which nodes a sum of parameters connects: in a chain of products, each with the next."""
+    along: dict[frozenset[int], list[int]] = defaultdict(list)
+    for d in s.over:
+        there = {i for i, n in enumerate(s.t.nodes) if has_axes(n.dims[d])}
+        if s.t.constants is not None and has_axes(s.t.constants[d]):
+            there.add(CONSTANT)
+        along[frozenset(there if len(there) > 1 else there | {CONSTANT})].append(d)
+    return frozenset(
+        frozenset(
+            (i, NONE if i == CONSTANT else axes_of(s.t.nodes[i].dims[d] for d in dims))
+            for i in there
+        )
+        for there, dims in along.items()
+        if there != {CONSTANT}
+    )
 
 
 def _statistic(s: _Sum, n: Node, axes: AxisSet, why: str = "") -> Echo:
