@@ -4,6 +4,7 @@ Each is one product and one sum, and is read as that, so that no answer depends 
 """
 
 import functools
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -35,14 +36,14 @@ class Einsum(NamedTuple):
 def equations(jaxpr: Any) -> list[Any]:
     """The equations of a jaxpr, those of each such einsum as one."""
     found: list[Any] = []
-    stack, n, after = None, 0, 0
+    stack, scope, after = None, "", 0
     for i, eqn in enumerate(jaxpr.eqns):
         if i < after:
             continue
         if name_stack(eqn) is not stack:
             stack = name_stack(eqn)
-            n = _n_operands(jaxprs.scope(stack))
-        einsum, after = _einsum(jaxpr, i, n) if n else (None, i + 1)
+            scope = jaxprs.scope(stack)
+        einsum, after = _einsum(jaxpr, i, scope) if _n_operands(scope) else (None, i + 1)
         found.append(einsum or eqn)
     return found
 
@@ -53,8 +54,29 @@ def _n_operands(scope: str) -> int:
     return scope.split("->")[0].count(",") + 1 if _EQUATION.fullmatch(scope) else 0
 
 
-def _einsum(jaxpr: Any, first: int, n: int) -> tuple[Einsum | None, int]:
-    """The einsum of `n` operands that begins with an equation, if one does; and what comes next."""
+@functools.lru_cache
+def _is_spelled(scope: str, operands: tuple[Labels, ...], result: Labels) -> bool:
+    """Whether this is what a scope's name says, and not by chance the name that a user chose.
+
+    What `vmap` and an ellipsis add stands in the name of no dimension.
+    """
+    inputs, arrow, out = re.sub(r"[.\s]", "", scope).partition("->")
+    letters, labels = {*inputs} - {","}, sorted({x for found in operands for x in found})
+    out = out if arrow else "".join(a for a in letters if inputs.count(a) == 1)
+    for added in itertools.combinations(labels, max(len(labels) - len(letters), 0)):
+        kept = [[x for x in found if x not in added] for found in operands]
+        for terms in itertools.permutations(inputs.split(",")):
+            if [*map(len, terms)] != [*map(len, kept)]:
+                continue
+            pairs = {pair for of in zip(terms, kept, strict=True) for pair in zip(*of, strict=True)}
+            if len(pairs) == len(letters) and {dict(pairs)[a] for a in out} == {*result} - {*added}:
+                return True
+    return False
+
+
+def _einsum(jaxpr: Any, first: int, scope: str) -> tuple[Einsum | None, int]:
+    """The einsum that begins with an equation in its scope, if one does; and what comes next."""
+    n = _n_operands(scope)
     same: list[int] = []  # for each label, itself or one that it is paired with
     operands: list[tuple[Any, Labels]] = []
     made: dict[Any, Labels] = {}  # what was computed
@@ -95,6 +117,8 @@ def _einsum(jaxpr: Any, first: int, n: int) -> tuple[Einsum | None, int]:
         return nothing
     of = [tuple(map(root, found)) for found in (*(x for _, x in operands), made[result])]
     if any(len(set(found)) < len(found) for found in of):
+        return nothing
+    if not _is_spelled(scope, tuple(of[:-1]), of[-1]):
         return nothing
     params = {"operands": of[:-1], "result": of[-1]}
     return Einsum([a for a, _ in operands], [result], params, eqn.source_info), after

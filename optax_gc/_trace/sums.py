@@ -693,6 +693,7 @@ def _settled(s: _Sum, fan_in: dict[int, AxisSet], weights: Sequence[int]) -> Res
     t, echoes = s.t, []
     assert t.data is not None
     rows = s.blank(t.data)
+    covered = functools.reduce(vary, [s.blank(t.nodes[i].dims) for i in weights], rows)
     for i, n in enumerate(t.nodes):
         if i in weights:
             # Axes of length 1 have no role, yet among contracted ones they belong to the fan-in.
@@ -707,6 +708,8 @@ def _settled(s: _Sum, fan_in: dict[int, AxisSet], weights: Sequence[int]) -> Res
             if of_shards(s.trace, n, at, s.gone[i]) or of_windows(n, at, s.gone[i]):
                 left = left._replace(pending=Why.PARTLY)  # until it is summed with the others
             echoes.append(left)
+        elif t.picked is None and besides(s.blank(n.dims), covered):
+            s.trace.refuse([n.param], Why.TWO_SIDES)  # it is met by what the weights make of data
         else:
             s.trace.use([n.param], "elementwise" if t.picked is None else "lookup")
     return [], echoes
