@@ -655,7 +655,8 @@ def _is_statistic_of(e: Echo, terms: Iterable[Term]) -> bool:
     intact: dict[int, AxisSet] = {}
     for t in terms:
         for i, n in enumerate(t.nodes):
-            intact[n.param] = own_axes(n) | (summed_axes(t, i) if e.network else NONE)
+            if not (e.pending and besides(e.dims, n.dims)):  # as in scores of rows with each other
+                intact[n.param] = own_axes(n) | (summed_axes(t, i) if e.network else NONE)
     there = [intact[p] for p in e.params if p in intact]
     return len(there) == len(e.params) and any([e.fan_in <= axes for axes in there])
 
