@@ -174,6 +174,22 @@ case("two vectors multiplied, and one of them summed",
      lambda p, x: x * (p["u"][:, None] * p["v"]).sum(0),
      {"u": f32(5), "v": f32(8)}, X, u=Untold(()), v=Untold(()))  # fmt: skip
 
+CHAIN = {"a": f32(8, 3), "m": f32(3, 2), "b": f32(2, 5)}
+
+
+def chain(p):
+    return p["a"][:, :, None, None] * p["m"][:, :, None] * p["b"]
+
+
+case("a chain of three, summed at once", lambda p, x: x @ chain(p).sum((1, 2)),
+     CHAIN, X, a=(0,), m=(0,), b=(0,))  # fmt: skip
+case("a chain of two, then a frozen matrix, summed at once",
+     lambda p, x: x @ (p["a"][:, :, None, None] * p["m"][:, :, None] * K(2, 5)).sum((1, 2)),
+     {"a": CHAIN["a"], "m": CHAIN["m"]}, X, a=(0,), m=(0,))  # fmt: skip
+case("inputs times a chain, summed axis by axis",
+     lambda p, x: (x[:, :, None, None, None] * chain(p)).sum(1).sum(1).sum(1),
+     CHAIN, X, a=(0,), m=Untold((0,)), b=Untold((0,)))  # fmt: skip
+
 # ---- Sums of several factors with inputs.
 
 case(
@@ -233,6 +249,15 @@ case("one unit and a gate, in one einsum",
 case("one unit by a product and a sum, gated before the sum",
      lambda p, x, y: ((x * p["w"])[..., None] * y[:, None, None]).sum(2), {"w": f32(8)},
      SEQUENCE, f32(2, 5), w=Untold((0,)))  # fmt: skip
+
+
+def tokens_that_meet_themselves(p, x):
+    h = x[..., None] * p["w"]
+    return jax.nn.softmax(h @ h.swapaxes(1, 2)) @ h
+
+
+case("tokens of features that meet themselves", tokens_that_meet_themselves,
+     {"w": W}, X, w=REFUSED)  # fmt: skip
 
 # ---- One-hots times something.
 

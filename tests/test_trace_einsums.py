@@ -26,6 +26,12 @@ EINSUMS = {
     "a weight of low rank": ("bd,dk,kf->bf", {1: (0,), 2: (0,)}),
     "a gain of inputs": ("bi,i,io->bo", {1: (), 2: (0,)}),
     "a gain of outputs": ("bi,io,o->bo", {1: (0,), 2: ()}),
+    "a chain of three": ("bi,ir,rs,so->bo", {1: (0,), 2: (0,), 3: (0,)}),
+    "a chain of three, the last first": ("or,rs,si,bi->bo", {0: (1,), 1: (1,), 2: (1,)}),
+    "a chain of four": ("bi,ij,jk,kl,lo->bo", {1: (0,), 2: (0,), 3: (0,), 4: (0,)}),
+    "a chain that meets in two axes": ("bi,ijk,jkl,lo->bo", {1: (0,), 2: (0, 1), 3: (0,)}),
+    "a gain, then a chain": ("bc,c,cd,edf,gf->beg", {1: (), 2: (0,), 3: (1,), 4: (1,)}),
+    "block terms": ("bi,ikr,krs,kso->bo", {1: REFUSED, 2: REFUSED, 3: REFUSED}),
     "queries and keys": ("btd,dk,ek,bse->bts", {1: REFUSED, 2: REFUSED}),
     "a basis of kernels": ("rnm,mi,rb,bio->no", {2: REFUSED, 3: REFUSED}),
     "a tensor train": ("bij,iar,rjc->bac", {1: REFUSED, 2: REFUSED}),
@@ -71,8 +77,23 @@ def test_a_constant_beside_a_weight_is_an_input_or_a_part_of_it(weight, sizes):
     assert answers(fn, f32(*shapes[weight]), f32(b, i)) == {"params": (0,)}
 
 
+def test_a_scope_that_a_user_calls_like_an_einsum_is_none():
+    def fn(p, x, y):
+        with jax.named_scope("q,k,v"):
+            return (x @ p["w"]) @ y.swapaxes(1, 2)
+
+    assert answers(fn, {"w": f32(6, 5)}, f32(2, 7, 6), f32(2, 9, 5)) == {"w": (0,)}
+
+
 def read(fn, *shapes):
     return [eqn.primitive.name for eqn in equations(jax.make_jaxpr(fn)(*shapes).jaxpr)]
+
+
+def test_an_einsum_is_one_under_vmap_and_with_an_ellipsis():
+    spelled = lambda x, w, v: jnp.einsum("...i,ij,jo->...o", x, w, v)  # noqa: E731
+    members = jax.vmap(jax.vmap(spelled, (0, None, None)), (None, 0, 0))
+    assert read(spelled, f32(4, 7, 6), f32(6, 5), f32(5, 2)) == ["einsum"]
+    assert read(members, f32(4, 7, 6), f32(3, 6, 5), f32(3, 5, 2))[0] == "einsum"
 
 
 def test_two_einsums_of_one_equation_are_two():

@@ -316,7 +316,7 @@ def _check_array(params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         )
     if swapped := [x for x in (*args, *kwargs.values()) if _may_be_params(x)]:
         raise ValueError(
-            got + f"an input is {brief(swapped[0])}. If that are the parameters, put them first: "
+            got + f"an input is {brief(swapped[0])}. If those are the parameters, put them first: "
             "axes_from_trace(lambda params, x: fn(x, params), params, x). If the array is a "
             "parameter, put it into a dict."
         )

@@ -83,7 +83,7 @@ def is_all(trace: "Walk", node: Node, dims: Dims, axes: Iterable[int]) -> bool:
 
 def of_shards(trace: "Walk", node: Node, dims: Dims, axes: AxisSet) -> bool:
     """Whether other shards have just what `dims` lack to run over every index of some axes."""
-    parts = [part.dim for part in node.parts if part.axes & axes and part.key[0] == "mesh"]
+    parts = [part.dim for part in node.parts if part.axes & axes and part.is_shard]
     return bool(parts) and is_all(trace, node, (*dims, *parts), axes)
 
 
@@ -221,6 +221,8 @@ def could_be_weight(e: Echo, beside_data: bool) -> bool:
       beside_data: whether another of its operands is data.
     """
     if e.pending or e.how == "statistic" or e.whole is not None:
+        return True
+    if any(part.is_shard for part in e.parts):  # it may add up what the devices have
         return True
     shared = met(e.dims, e.rows)
     if e.how == "added" and (not e.repeated or (shared and (axes_of(e.dims) | e.cut) - shared)):

@@ -47,6 +47,11 @@ class Part(NamedTuple):
         return start, start + size, whole
 
     @property
+    def is_shard(self) -> bool:
+        """Whether it is what one device of a mesh has."""
+        return self.key[0] == "mesh"
+
+    @property
     def path(self) -> tuple[int, ...] | None:
         """Of a slice at an unknown place, the equation that took it."""
         start = self.key[0]

@@ -187,7 +187,8 @@ class Walk:
     def opaque(self, eqn: Any, values: Sequence[Value]) -> list[Value]:
         """What is known after an operation that nothing is known about."""
         kind = max((v.kind for v in values), default=Kind.CONSTANT)
-        why = jaxprs.unknown(eqn) or f"there is no rule for {eqn.primitive.name}"
+        name = eqn.primitive.name
+        why = (name in RULES and jaxprs.unknown(eqn)) or f"there is no rule for {name}"
         seen = 0
         for v in values:
             seen |= v.seen

@@ -73,8 +73,7 @@ def _whole(trace: "Walk", value: Value, shape: tuple[int, ...], split: tuple[Nam
 
 
 def _is_mesh(part: Part, *names: Any) -> bool:
-    is_mesh = isinstance(part.key, tuple) and part.key[0] == "mesh"
-    return is_mesh and (not names or set(part.key[1]) <= set(names))
+    return part.is_shard and (not names or set(part.key[1]) <= set(names))
 
 
 def _joined(value: Value, d: int, names: Names, size: int) -> Value:
