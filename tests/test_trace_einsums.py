@@ -31,6 +31,7 @@ EINSUMS = {
     "a chain of four": ("bi,ij,jk,kl,lo->bo", {1: (0,), 2: (0,), 3: (0,), 4: (0,)}),
     "a chain that meets in two axes": ("bi,ijk,jkl,lo->bo", {1: (0,), 2: (0, 1), 3: (0,)}),
     "a gain, then a chain": ("bc,c,cd,edf,gf->beg", {1: (), 2: (0,), 3: (1,), 4: (1,)}),
+    "a gain in a chain": ("bc,edc,ed,gef->bdfg", {1: (2,), 2: (), 3: (1,)}),
     "block terms": ("bi,ikr,krs,kso->bo", {1: REFUSED, 2: REFUSED, 3: REFUSED}),
     "queries and keys": ("btd,dk,ek,bse->bts", {1: REFUSED, 2: REFUSED}),
     "a basis of kernels": ("rnm,mi,rb,bio->no", {2: REFUSED, 3: REFUSED}),

@@ -297,7 +297,7 @@ def goes_beyond(t: Term, i: int) -> bool:
     dims = t.nodes[i].dims
     near = {j for edge in t.edges if i in dict(edge) for j, _ in edge} - {i}
     others = [t.constants if j == CONSTANT else t.nodes[j].dims for j in near]
-    return any(other is None or besides(dims, other) for other in others)
+    return all(other is None or besides(dims, other) for other in others)
 
 
 def refuse_network(trace: "Walk", t: Term) -> None:
