@@ -311,7 +311,7 @@ AVERAGES = 0.5 * (np.eye(8) + np.eye(8, k=1) + np.eye(8, k=-7)).astype(np.float3
 case("rows of averages that inputs chose", lambda p, i: jnp.asarray(AVERAGES)[i] @ p["w"],
      {"w": W}, IDS, w=(0,))  # fmt: skip
 case(
-    "inputs that are where they are",
+    "no one-hots: inputs compared with their places",
     lambda p, i: (i == jnp.arange(8)).astype(jnp.float32) @ p["w"],
     {"w": W}, i32(3, 8), w=(0,),
 )  # fmt: skip

@@ -293,7 +293,7 @@ def has_open_ends(t: Term) -> bool:
 
 
 def goes_beyond(t: Term, i: int) -> bool:
-    """Whether a node varies along more than copies of what it is summed with vary along too."""
+    """Whether a node varies along more than each factor that it is summed with."""
     dims = t.nodes[i].dims
     near = {j for edge in t.edges if i in dict(edge) for j, _ in edge} - {i}
     others = [t.constants if j == CONSTANT else t.nodes[j].dims for j in near]
