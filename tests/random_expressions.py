@@ -5,6 +5,7 @@ parameters of some shape in some part, which are made of others. So the axes of 
 it is made of follow from the rules of matrices, and not from a reading of the program.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -273,6 +274,47 @@ class Builder:
             self.draw(["leaf", *(way for way in ways if not (linear and way in NONLINEAR))])
         ]()
 
+    def shuffled(self, items):
+        items = list(items)
+        return [items.pop(self.draw(list(range(len(items))))) for _ in range(len(items))]
+
+    def chain(self, shape, make):
+        """Factors each of which contracts some of what is there, in one einsum or one by one.
+
+        A factor that contracts nothing is a scale.
+        """
+        *lead, f = shape
+        batch, new = "nt"[: len(lead)], iter("abcdefghijkl")
+        size = {"z": f, **dict(zip(batch, lead, strict=True))}
+
+        def letters(n):
+            names = [next(new) for _ in range(n)]
+            size.update((name, self.draw([2, 3, 4, 5])) for name in names)
+            return names
+
+        def dims(names):
+            return [size[name] for name in names]
+
+        live = letters(self.draw([1, 2]))
+        there = [*batch, *live]
+        data = f"{make(*lead, math.prod(dims(live)))}.reshape({dims(there)})"
+        operands = [("".join(there), data)]
+        one_by_one = self.draw([True, False])
+        factors = self.draw([2, 3, 4])
+        for i in range(factors):
+            last = i == factors - 1
+            met = live if last else [c for c in live if self.draw([True, True, False])]
+            kept = [c for c in live if c not in met and (not met or self.draw([True, False]))]
+            made = ["z"] if last else letters(self.draw([1, 1, 2])) if met else []
+            live = [c for c in live if c not in met] + made
+            names = self.shuffled(met + kept + made)
+            part = tuple(sorted(map(names.index, met)))
+            operands.append(("".join(names), self.leaf(tuple(dims(names)), part)))
+            if one_by_one:
+                there = [*batch, *live] if last else self.shuffled([*batch, *live])
+                operands = [("".join(there), einsum(operands, there))]
+        return operands[0][1] if one_by_one else einsum(self.shuffled(operands), [*batch, "z"])
+
     def data(self, shape, depth):
         """An activation of a shape (batch, ..., features)."""
         if not depth:
@@ -290,6 +332,7 @@ class Builder:
             "product and sum": lambda: (
                 f"({make(*lead, k)}[..., None] * {weight((0,), k, f)}).sum(-2)"
             ),
+            "chain of factors": lambda: self.chain(shape, make),
             "by inputs": lambda: f"by_inputs({make(*lead, k)}, {weight((0,), k, f)})",
             "by outputs": lambda: f"by_outputs({make(*lead, k)}, {weight((0,), k, f)})",
             "mapped outputs": lambda: f"mapped_outputs({make(*lead, k)}, {weight((0,), k, f)})",
@@ -483,6 +526,11 @@ class Builder:
                 ),
             }
         return ways[self.draw([*ways])]()
+
+
+def einsum(operands, out):
+    equation = ",".join(names for names, _ in operands) + "->" + "".join(out)
+    return f"jnp.einsum('{equation}', {', '.join(text for _, text in operands)})"
 
 
 def shifted(part):
