@@ -308,7 +308,7 @@ class Builder:
             made = ["z"] if last else letters(self.draw([1, 1, 2])) if met else []
             live = [c for c in live if c not in met] + made
             names = self.shuffled(met + kept + made)
-            part = tuple(sorted(map(names.index, met)))
+            part = tuple([i for i, name in enumerate(names) if name in met])
             operands.append(("".join(names), self.leaf(tuple(dims(names)), part)))
             if one_by_one:
                 there = [*batch, *live] if last else self.shuffled([*batch, *live])

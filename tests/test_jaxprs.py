@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 
 from optax_gc import axes_from_trace
 from optax_gc._trace import jaxprs
+from optax_gc._trace.jaxprs import Derivative
 from optax_gc._trace.rules import RULES
 
 # In the table for versions, meshes or libraries that this environment cannot bring about.
@@ -422,16 +423,17 @@ def test_a_collective_names_the_axes_and_the_dimension_it_works_along(name, whic
 
 def test_what_a_gradient_within_the_function_computes_is_backward_and_a_scope_so_called_is_not():
     def f(x):
-        with jax.named_scope("transpose"):
+        with jax.named_scope("transpose"), jax.named_scope("jvp"):
             forward = jnp.exp(x)
         return forward, jax.grad(lambda x: jnp.sin(jnp.square(x)))(x)
 
-    backward = {
-        e.primitive.name: jaxprs.is_backward(jaxprs.name_stack(e))
+    found = {
+        e.primitive.name: jaxprs.derivative(jaxprs.name_stack(e))
         for e in equations(jax.make_jaxpr(f)(1.0))
     }
-    assert not backward["exp"] and not backward["square"] and not backward["cos"]
-    assert backward["mul"]
+    assert found["exp"] == Derivative.NONE
+    assert found["square"] == found["cos"] == Derivative.FORWARD
+    assert found["mul"] == Derivative.BACKWARD
 
 
 def test_the_scope_of_an_equation_names_the_modules_it_is_in():

@@ -280,6 +280,20 @@ case("one-hots between a weight and its inputs",
      {"w": f32(5, 8)}, IDS, X, w=())  # fmt: skip
 
 
+case("heads, of which one-hots choose one",
+     lambda p, i, x: jnp.einsum("bt,btf->bf", hot(i, 5), jnp.einsum("bd,tdf->btf", x, p["h"])),
+     {"h": EXPERTS}, IDS, X, h=(1,))  # fmt: skip
+case("heads that one-hots mask, summed",
+     lambda p, i, x: (jnp.einsum("bd,tdf->btf", x, p["h"]) * hot(i, 5)[..., None]).sum(1),
+     {"h": EXPERTS}, IDS, X, h=(1,))  # fmt: skip
+case("heads that inputs weigh",
+     lambda p, x, y: jnp.einsum("bt,btf->bf", y, jnp.einsum("bd,tdf->btf", x, p["h"])),
+     {"h": EXPERTS}, X, f32(3, 5), h=REFUSED)  # fmt: skip
+case("tokens with positions, of which one-hots choose one",
+     lambda p, i, x: jnp.einsum("bt,btf->bf", hot(i, 4), x + p["pos"]),
+     {"pos": f32(4, 8)}, i32(2), SEQUENCE, pos=())  # fmt: skip
+
+
 def best(p, x):
     """The gates of the best expert alone."""
     gates = jax.nn.softmax(x @ p["r"])
@@ -409,6 +423,53 @@ case("outputs and the gradient of one that inputs choose",
      lambda p, x, i: (
          mlp(p, x), jax.vmap(lambda x, i: jax.grad(lambda z: mlp(p, z)[i])(x))(x, i)),
      MLP, X, IDS, w=(0,), v=(0,))  # fmt: skip
+
+
+def slope(p, x):
+    """The derivative along a constant direction."""
+    return jax.jvp(lambda z: mlp(p, z), (x,), (jnp.ones_like(x),))[1]
+
+
+def laplacian(p, x):
+    second = jax.hessian(lambda z: mlp(p, z).sum())
+    return jax.vmap(lambda x: jnp.trace(second(x)))(x)
+
+
+case("a derivative along a constant direction", slope,
+     MLP, X, w=Untold((0,)), v=(0,))  # fmt: skip
+case("outputs and their derivative along a constant direction",
+     lambda p, x: (mlp(p, x), slope(p, x)), MLP, X, w=(0,), v=(0,))  # fmt: skip
+case("outputs and the second derivative along a direction",
+     lambda p, x: (mlp(p, x), jax.jvp(lambda x: slope(p, x), (x,), (jnp.ones_like(x),))[1]),
+     MLP, X, w=(0,), v=(0,))  # fmt: skip
+case("outputs and the trace of their second derivatives",
+     lambda p, x: (mlp(p, x), laplacian(p, x)), MLP, X, w=(0,), v=(0,))  # fmt: skip
+case("outputs of the transpose, and a derivative",
+     lambda p, x, y: (slope(p, x), y @ p["v"].T @ p["w"].T), MLP, X, f32(4, 3),
+     w=REFUSED, v=REFUSED)  # fmt: skip
+
+# ---- Rows of two tables.
+
+USERS = {"u": f32(9, 5), "v": f32(11, 5)}
+case("rows of two tables, multiplied", lambda p, i, j: jnp.tanh(p["u"][i] * p["v"][j]),
+     USERS, IDS, IDS, u=(), v=())  # fmt: skip
+case("a layer of rows of two tables", lambda p, i, j: (p["u"][i] * p["v"][j]) @ p["w"],
+     USERS | {"w": f32(5, 4)}, IDS, IDS, u=(), v=(), w=(0,))  # fmt: skip
+case("one output of rows of two tables, beside inputs",
+     lambda p, i, j, x: jnp.concatenate([p["u"][i] * p["v"][j], x], -1) @ p["w"],
+     USERS | {"w": f32(13, 1)}, IDS, IDS, X, u=(), v=(), w=(0,))  # fmt: skip
+case("rows of three tables, summed",
+     lambda p, i, j, k: (p["u"][i] * p["r"][k] * p["v"][j]).sum(-1),
+     USERS | {"r": f32(7, 5)}, IDS, IDS, IDS, u=(), v=(), r=())  # fmt: skip
+case("bags of rows that rows of another table weigh",
+     lambda p, i, j: jnp.einsum("bk,bkd->bd", p["s"][j], p["u"][i]) @ p["w"],
+     {"s": f32(9), "u": f32(11, 8), "w": W}, i32(3, 4), i32(3, 4), s=(), u=(), w=(0,))  # fmt: skip
+case("matrices that rows of another table meet",
+     lambda p, i, j: jnp.einsum("bd,bdk->bk", p["u"][i], p["m"][j]),
+     {"u": f32(9, 5), "m": f32(7, 5, 4)}, IDS, IDS, u=(), m=REFUSED)  # fmt: skip
+case("inputs with a gain, one output of them and others",
+     lambda p, x, y: jnp.concatenate([x * p["g"], y], -1) @ p["w"],
+     {"g": f32(8), "w": f32(12, 1)}, X, f32(3, 4), g=(), w=(0,))  # fmt: skip
 
 # ---- Rows that data chose of an activation.
 

@@ -6,6 +6,7 @@ means: `unknown` names it, for a refusal.
 """
 
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import Any, NamedTuple
 
 import jax
@@ -44,10 +45,21 @@ def name_stack(eqn: Any) -> Any:
     return eqn.source_info.name_stack
 
 
-def is_backward(stack: Any) -> bool:
-    """Whether a name stack is that of a gradient that the function itself takes."""
+class Derivative(IntEnum):
+    """What of a derivative that the function itself takes is computed."""
+
+    NONE = 0  # no derivative
+    FORWARD = 1  # values, or tangents
+    BACKWARD = 2  # cotangents
+
+
+def derivative(stack: Any) -> Derivative:
+    """What of a derivative that the function itself takes is computed within a name stack."""
     # A scope that a user calls "transpose" is a Scope, the transformation a Transform.
-    return any(type(f).__name__ == "Transform" and f.name == "transpose" for f in stack.stack)
+    names = {f.name for f in stack.stack if type(f).__name__ == "Transform"}
+    if "transpose" in names:
+        return Derivative.BACKWARD
+    return Derivative.FORWARD if "jvp" in names else Derivative.NONE
 
 
 def scope(stack: Any) -> str:

@@ -27,6 +27,7 @@ from .digits import (
     repeats,
     vary,
     with_dim,
+    without,
 )
 from .reasons import Why
 from .uses import (
@@ -182,9 +183,8 @@ def _with_data(t: Term, b: Value, support: Dims) -> Term:
     if any([n.bent for n in t.nodes]) or _is_own_statistic(t, b, support):
         return t
     chosen = t.is_rows
-    rows = chosen and any([u.is_rows for u in b.terms])  # either could be the other's weight
     return t._replace(
-        unsure=Why.EITHER if rows else t.unsure,
+        paired=t.paired or (chosen and any([u.is_rows for u in b.terms])),
         data=support if chosen or t.data is None else vary(t.data, support),
         rows=None if chosen else t.data,
         last=support,
@@ -206,7 +206,9 @@ def _gated(a: Value, b: Value) -> Sequence[Echo]:
     if b.kind != Kind.DATA or not a.echoes:
         return a.echoes
     found: list[Echo] = []
-    support, raw = b.support, not b.seen
+    # A one-hot chooses outputs, and weighs none.
+    support = b.support if b.one_hot is None else without(b.support, b.one_hot)
+    raw = not b.seen
     for e in a.echoes:
         data = support if e.data is None else vary(e.data, support)
         # In a loop, what is carried is another activation than what is computed anew.
@@ -250,6 +252,7 @@ def _product(s: Term, t: Term) -> Term:
         s.bent or t.bent,
         _is_curved(s) or _is_curved(t) or len(nodes) < len(s.nodes) + len(t.nodes),
         picked := both(s.picked, t.picked),
+        s.paired or t.paired,
         both(s.hot, t.hot) if picked is None else None,
         loops=s.loops | t.loops,
         seen=s.seen | t.seen,

@@ -465,16 +465,17 @@ def _sum_with_data(s: _Sum) -> Result:
             trace.use(t.params, "elementwise")
         return [], []
     fan_in = directed(t, roots)
-    weights = _with_outputs(s, roots, fan_in or {})
+    weights = _with_outputs(s, roots, fan_in or {}) or _with_one_output(s, roots)
     refusal = _why_unclear(s, [i for i in roots if i in weights or not weights], data)
-    if refusal == t.unsure and t.picked is not None and not weights:
-        refusal = ""  # a product of rows of two tables
+    if t.paired and any(t.nodes[i].chosen for i in weights):
+        refusal = refusal or Why.EITHER
     if fan_in is None or refusal:
         s.refuse(list(roots), refusal or Why.TWO_SIDES, fan_in or {})
         return [], []
     behind = {i for edge in t.edges if CONSTANT in dict(edge) for i, _ in edge}
     ends = [i for i in weights if i in (behind if through else roots)]
-    if ends and not (through or t.picked is not None or any(s.alone[i] for i in roots)):
+    directly = not t.edges or any(s.alone[i] for i in roots)
+    if ends and not (through or t.picked is not None or directly):
         ends = [*roots]  # a weight's outputs may be beyond an edge, and a scale may be a weight
     if len(ends) > 1 or by_constants:
         told = _without_scales(s, ends, weights, by_constants)
@@ -583,6 +584,15 @@ def _with_outputs(s: _Sum, roots: dict[int, AxisSet], fan_in: dict[int, AxisSet]
     return [i for i, axes in fan_in.items() if i != CONSTANT and has_outputs(i, axes)]
 
 
+def _with_one_output(s: _Sum, roots: dict[int, AxisSet]) -> list[int]:
+    """Of several factors without outputs, the one that has an axis of length 1 left, if one has."""
+    if not s.dot or len(s.t.nodes) == 1 or s.t.edges or s.t.bent:
+        return []
+    left = {i: s.blank(s.t.nodes[i].dims) for i in roots if i != CONSTANT}
+    single = [i for i, dims in left.items() if any(f.size == 1 for dim in dims for f in dim)]
+    return single if len(single) == 1 else []
+
+
 def _why_unclear(s: _Sum, roots: Sequence[int], data: Dims) -> str:
     """Why a contraction with data does not show the fan-in; empty if it does."""
     t = s.t
@@ -650,13 +660,6 @@ def _without_outputs(s: _Sum, fan_in: dict[int, AxisSet]) -> Result:
             pass  # data or a bias that is summed too says that it is a scale
         elif not t.bent and t.rows is None and (s.dot or own_axes(node._replace(dims=rest))):
             return _settled(s, fan_in, [0])
-    single = [
-        i
-        for i in fan_in
-        if i != CONSTANT and any(f.size == 1 for dim in s.blank(t.nodes[i].dims) for f in dim)
-    ]
-    if s.dot and len(t.nodes) > 1 and len(single) == 1 and not t.edges and not t.bent:
-        return _settled(s, fan_in, single)
     if not s.dot and not t.edges and t.data is not None and t.picked is None:
         # In a norm, the mean is subtracted from what it is the mean of.
         return [], [_statistic(s, n, s.gone[i], Why.SCALE) for i, n in enumerate(t.nodes)]

@@ -13,6 +13,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 from .digits import NONE, AxisSet, Dim, Dims, Shape, axes_of, foreign, has_axes, vary, varying
+from .jaxprs import Derivative
 
 
 class Kind(IntEnum):
@@ -91,6 +92,7 @@ class Term(NamedTuple):
     bent: bool = False  # something nonlinear was done to a product
     curved: bool = False  # or to a parameter, such as a norm
     picked: Dims | None = None  # along which the indices vary that data chose rows by
+    paired: bool = False  # such rows, multiplied by rows that data chose of another parameter
     hot: Dims | None = None  # along which the data is one-hot, or was when it chose rows
     merged: bool = False  # added to a parameter of the same shape: an update of it
     unsure: str = ""  # why it would have to be refused as a weight
@@ -354,5 +356,10 @@ class Use(NamedTuple):
     why: str = ""
     chosen: bool = False  # of rows that data chose
     fed: bool = False  # what it meets was computed from itself
-    backward: bool = False  # in a gradient that the function itself takes
+    derivative: Derivative = Derivative.NONE
     partners: frozenset[tuple[int, AxisSet]] = frozenset()  # one of which may be the weight
+
+    @property
+    def is_backward(self) -> bool:
+        """Whether it is in a gradient that the function itself takes."""
+        return self.derivative == Derivative.BACKWARD

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from .digits import NONE, AxisSet, Shape, long_axes
+from .jaxprs import Derivative
 from .reasons import Why, priority
 from .values import Use
 
@@ -51,9 +52,10 @@ def verdicts(uses: Iterable[Use], shapes: Sequence[Shape]) -> list[Verdict]:
       uses: of all parameters.
       shapes: of each.
     """
-    of: dict[int, list[Use]] = defaultdict(list)
+    known: dict[int, list[Use]] = defaultdict(list)
     for use in sorted(uses, key=lambda u: (u.param, u.role, u.where, sorted(u.axes), u.why)):
-        of[use.param].append(use)
+        known[use.param].append(use)
+    of = [_as_such(known[p]) for p in range(len(shapes))]
     fan_in = {
         p: {u.axes & long_axes(s) for u in of[p] if u.role == "weight"}
         for p, s in enumerate(shapes)
@@ -62,9 +64,14 @@ def verdicts(uses: Iterable[Use], shapes: Sequence[Shape]) -> list[Verdict]:
     return [_verdict(of[p], shape, decided) for p, shape in enumerate(shapes)]
 
 
+def _as_such(uses: Sequence[Use]) -> Sequence[Use]:
+    """The uses of a weight, without what derivatives of those make of its elements or outputs."""
+    least = min([u.derivative for u in uses if u.role == "weight"], default=Derivative.BACKWARD)
+    told = ("weight", "lookup")
+    return [u for u in uses if u.derivative <= least or (u.role in told and not u.is_backward)]
+
+
 def _verdict(uses: Sequence[Use], shape: Shape, decided: set[tuple[int, AxisSet]]) -> Verdict:
-    if any(u.role == "weight" and not u.backward for u in uses):
-        uses = [u for u in uses if not u.backward]  # which contract its outputs
     by: dict[str, list[Use]] = {role: [] for role in ROLES}
     for u in uses:
         by[u.role].append(u)
@@ -72,7 +79,7 @@ def _verdict(uses: Sequence[Use], shape: Shape, decided: set[tuple[int, AxisSet]
 
     def refuse(why: str, because: Sequence[Use]) -> Verdict:
         at = [*because, *by["weight"]]
-        axes = {u.axes & long for u in at if not u.backward} - {NONE}  # a gradient's are others
+        axes = {u.axes & long for u in at if not u.is_backward} - {NONE}  # a gradient's are others
         candidates = tuple(sorted(axes, key=sorted))
         return Verdict(candidates=candidates, refused=why, where=_where(at))
 
@@ -98,7 +105,7 @@ def _verdict(uses: Sequence[Use], shape: Shape, decided: set[tuple[int, AxisSet]
     if not weights and by["refused"]:
         return Verdict(how="activation", where=_where(by["refused"]))
     if weights:
-        if all(u.backward for u in weights):
+        if all(u.is_backward for u in weights):
             return refuse(Why.BACKWARD, weights)
         if len(fan_in) > 1:
             texts = " and ".join(sorted(str(tuple(sorted(axes))) for axes in fan_in))
@@ -114,7 +121,7 @@ def _verdict(uses: Sequence[Use], shape: Shape, decided: set[tuple[int, AxisSet]
             return refuse(Why.BOTH, none)
         how = "conv" if all("conv" in u.where for u in weights) else "dense"
         return answer(weights, how)
-    if (at := [*none, *by["scalar"], *by["pooled"]]) and all(u.backward for u in at):
+    if (at := [*none, *by["scalar"], *by["pooled"]]) and all(u.is_backward for u in at):
         return refuse(Why.BACKWARD, at)
     if none:
         how = "lookup" if by["lookup"] else "elementwise only"

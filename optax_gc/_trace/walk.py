@@ -10,7 +10,7 @@ from jax.core import Tracer
 
 from . import jaxprs
 from .digits import NONE, AxisSet, Shape, foreign, has_axes, own, varying
-from .jaxprs import is_inexact, is_literal, shape_of
+from .jaxprs import Derivative, is_inexact, is_literal, shape_of
 from .liveness import Flags, Liveness
 from .products import axes, check_slices
 from .reasons import Why
@@ -27,7 +27,7 @@ class Walk:
         self.constants_are_data = constants_are_data
         self.liveness = Liveness()
         self.everything = False
-        self.backward = False  # in a gradient that the function itself takes
+        self.derivative = Derivative.NONE
         self.uses: set[Use] = set()
         self.at = "the function's arguments"  # or the primitive
         self.path: tuple[int, ...] = ()  # the equations that this one is in, and itself
@@ -47,7 +47,7 @@ class Walk:
             (var, value if var in live.variables else value.without_gradient())
             for var, value in zip(jaxpr.invars, values, strict=True)
         )
-        outer, outer_backward, outer_path = self._stack, self.backward, self.path
+        outer, outer_derivative, outer_path = self._stack, self.derivative, self.path
         stack: Any = None
         last = jaxprs.last_uses([eqn for eqn, *_ in live.equations], jaxpr.outvars)
         for i, (eqn, reached, flags) in enumerate(live.equations):
@@ -60,7 +60,7 @@ class Walk:
             if jaxprs.name_stack(eqn) is not stack:
                 stack = jaxprs.name_stack(eqn)
                 self._stack = (*outer, str(stack))
-                self.backward = outer_backward or jaxprs.is_backward(stack)
+                self.derivative = max(outer_derivative, jaxprs.derivative(stack))
             self.path, self.outs = (*outer_path, i), flags
             self.at = eqn.primitive.name
             before = len(self._settled)
@@ -71,7 +71,7 @@ class Walk:
                 self._account(went_in.difference(self._settled[before:]), results)
             for var, flag, value in zip(eqn.outvars, flags, results, strict=True):
                 env[var] = value if flag else value.without_gradient()
-        self._stack, self.backward, self.path = outer, outer_backward, outer_path
+        self._stack, self.derivative, self.path = outer, outer_derivative, outer_path
         return [
             _read(atom, env) if flag else _read(atom, env).without_gradient()
             for atom, flag in zip(jaxpr.outvars, outs, strict=True)
@@ -142,7 +142,7 @@ class Walk:
         if self._recording:
             module = "/".join(filter(None, self._stack))
             where = f"{self.at} in {module}" if module else self.at
-            how = role, where, axes, outputs, batch, why, chosen, fed, self.backward, partners
+            how = role, where, axes, outputs, batch, why, chosen, fed, self.derivative, partners
             self.uses.update(Use(p, *how) for p in params)
 
     def refuse(
