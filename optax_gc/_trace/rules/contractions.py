@@ -52,11 +52,11 @@ def einsum(trace: "Walk", eqn: Any, *values: Value) -> Value:
     else:
         others += frozen
     for a, b in itertools.permutations([o for o in others if o[0].kind == Kind.DATA], 2):
-        # Of inputs that have rows of their own, one is scaled by what has no axes besides, as
+        # Of inputs that have rows of their own, one is scaled by what is summed with both, as
         # queries are before they meet keys.
         scale = {*weights[0][1]} if len(weights) == 1 else None
         rows = {*a[1]} & {*kept} - {*b[1]}
-        if scale and rows and scale <= {*a[1]} and scale - {*kept} <= {*b[1]}:
+        if scale and rows and scale - {*kept} <= {*a[1]} & {*b[1]}:
             others = [a, weights.pop(), *(o for o in others if o is not a)]
     return _product(trace, [*others, *weights], kept)
 
