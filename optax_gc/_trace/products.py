@@ -509,7 +509,7 @@ def _with_evidence(trace: "Walk", value: Value) -> Value:
     if full and networks:
         updates = all(has_open_ends(t) for t in networks)
         terms = tuple(
-            t._replace(merged=updates and bool(t.edges), unsure="" if updates else Why.EITHER)
+            t._replace(merged=updates and bool(t.edges), unsure=t.unsure if updates else Why.EITHER)
             for t in value.terms
         )
         return value._replace(terms=terms)

@@ -333,12 +333,10 @@ def _sum_without_data(s: _Sum) -> Result:
             trace.use([n.param], "constant" if layer else "statistic", axes=axes)
             echoes.append(_statistic(s, n, axes))
         return [], echoes
-    partial = [
-        i for i in summed_nodes if not is_all(trace, t.nodes[i], s.at(t.nodes[i].dims), s.gone[i])
-    ]
+    edges, partial = _edges(s)
     unsure = Why.PARTLY if partial else t.unsure
     curved = t.curved and bool(t.edges)  # that is the product, whatever its factors are
-    rest = s.rest()._replace(edges=t.edges | _edges(s), unsure=unsure, curved=curved)
+    rest = s.rest()._replace(edges=t.edges | edges, unsure=unsure, curved=curved)
     vectors = all(len(trace.shapes[n.param]) == 1 for n in rest.nodes)
     if vectors and not axes_of(rest.support):
         trace.use(t.params, "scalar")  # a number, whatever it is multiplied with
@@ -346,22 +344,25 @@ def _sum_without_data(s: _Sum) -> Result:
     return [rest], []
 
 
-def _edges(s: _Sum) -> frozenset[Edge]:
-    """Which nodes a sum of parameters connects: in a chain of products, each with the next."""
+def _edges(s: _Sum) -> tuple[frozenset[Edge], bool]:
+    """Which nodes a sum of parameters connects, and whether by a part of an axis.
+
+    In a chain of products, each is connected with the next.
+    """
     along: dict[frozenset[int], list[int]] = defaultdict(list)
     for d in s.over:
         there = {i for i, n in enumerate(s.t.nodes) if has_axes(n.dims[d])}
         if s.t.constants is not None and has_axes(s.t.constants[d]):
             there.add(CONSTANT)
         along[frozenset(there if len(there) > 1 else there | {CONSTANT})].append(d)
-    return frozenset(
-        frozenset(
-            (i, NONE if i == CONSTANT else axes_of(s.t.nodes[i].dims[d] for d in dims))
-            for i in there
+    edges, partial = [], False
+    for there, dims in along.items():
+        images = {i: tuple([s.t.nodes[i].dims[d] for d in dims]) for i in there - {CONSTANT}}
+        edges.append(frozenset((i, axes_of(images.get(i, ()))) for i in there))
+        partial |= any(
+            not is_all(s.trace, s.t.nodes[i], image, axes_of(image)) for i, image in images.items()
         )
-        for there, dims in along.items()
-        if there != {CONSTANT}
-    )
+    return frozenset(edge for edge in edges if edge != {(CONSTANT, NONE)}), partial
 
 
 def _statistic(s: _Sum, n: Node, axes: AxisSet, why: str = "") -> Echo:
