@@ -198,8 +198,10 @@ def _with_data(t: Term, b: Value, support: Dims) -> Term:
 
 def _is_own_statistic(t: Term, data: Value, support: Dims) -> bool:
     """Whether a product with data is scaled by what was summed from that product."""
-    of_it = t.data is not None and not t.is_rows and not besides(support, t.support)
-    return of_it and all(data.seen >> n.param & 1 and besides(n.dims, support) for n in t.nodes)
+    if t.data is None or t.is_rows or besides(support, t.support):
+        return False
+    summed = frozenset().union(*(e.params for e in data.echoes if e.how == "statistic"))
+    return all(n.param in summed and besides(n.dims, support) for n in t.nodes)
 
 
 def _gated(a: Value, b: Value) -> Sequence[Echo]:
