@@ -180,8 +180,10 @@ def _has_constants_beside(value: Value) -> bool:
 
 def _with_data(t: Term, b: Value, support: Dims) -> Term:
     """A term times data, of which the support is given."""
-    if any([n.bent for n in t.nodes]) or _is_own_statistic(t, b, support):
+    if _is_own_statistic(t, b, support):
         return t
+    if any([n.bent for n in t.nodes]):
+        return t._replace(last=support if t.last is None else vary(t.last, support))
     chosen = t.is_rows
     return t._replace(
         paired=t.paired or (chosen and any([u.is_rows for u in b.terms])),

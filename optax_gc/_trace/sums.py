@@ -390,9 +390,24 @@ def _sum_bent(s: _Sum) -> Result:
     return [], [_statistic(s, node, s.gone[0], Why.BENT_PRODUCT)]
 
 
+def _bent_weights(s: _Sum) -> dict[int, AxisSet]:
+    """What something nonlinear was done to with data, and then is contracted with other data."""
+    t, found = s.t, {}
+    assert t.data is not None
+    for i, n in enumerate(t.nodes):
+        shared = met(n.dims, t.data)
+        stay = axes_of(s.blank(n.dims)) - shared
+        if n.bent and t.last is not None and (stay or n.parts or not axes_of(t.data)):
+            found[i] = s.gone[i] & met(s.at(n.dims), s.at(t.last)) - shared
+    return {i: axes for i, axes in found.items() if axes}
+
+
 def _sum_beside_data(s: _Sum, nodes: Sequence[int], constant: bool) -> Result:
     """Parameters summed with each other in a product with data that does not vary along the sum."""
     t, trace = s.t, s.trace
+    if weights := _bent_weights(s):
+        s.refuse(list(weights), Why.BENT_PRODUCT, weights)
+        return [], []
     if len(nodes) == 1 and not constant and (t.is_rows or not (t.edges or t.unsure)):
         (i,) = nodes
         left = [_statistic(s, t.nodes[i], s.gone[i])]

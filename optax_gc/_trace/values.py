@@ -88,7 +88,9 @@ class Term(NamedTuple):
     constants: Dims | None = None  # along which constants vary that it is multiplied by
     data: Dims | None = None  # along which inputs vary that it is multiplied by
     rows: Dims | None = None  # the same, before the last multiplication
-    last: Dims | None = None  # along which the last of them varied; None if it only chose rows
+    # Along which the last of them varied, and of something nonlinear all since; None if it only
+    # chose rows.
+    last: Dims | None = None
     bent: bool = False  # something nonlinear was done to a product
     curved: bool = False  # or to a parameter, such as a norm
     picked: Dims | None = None  # along which the indices vary that data chose rows by
