@@ -186,7 +186,7 @@ def _with_data(t: Term, b: Value, support: Dims) -> Term:
         return t._replace(last=support if t.last is None else vary(t.last, support))
     chosen = t.is_rows
     return t._replace(
-        paired=t.paired or (chosen and any([u.is_rows for u in b.terms])),
+        paired=t.paired or any([_could_be_the_weight(u, chosen) for u in b.terms]),
         data=support if chosen or t.data is None else vary(t.data, support),
         rows=None if chosen else t.data,
         last=support,
@@ -196,6 +196,13 @@ def _with_data(t: Term, b: Value, support: Dims) -> Term:
         learned=t.learned | b.learned,
         blurred=t.blurred or b.blurred,
     )
+
+
+def _could_be_the_weight(t: Term, beside_rows: bool) -> bool:
+    """Whether a product with data may as well be a weight of what it is multiplied by."""
+    if t.is_rows:
+        return beside_rows
+    return t.data is not None and not any(map(has_axes, t.data))  # of a number
 
 
 def _is_own_statistic(t: Term, data: Value, support: Dims) -> bool:

@@ -483,7 +483,7 @@ def _sum_with_data(s: _Sum) -> Result:
     fan_in = directed(t, roots)
     weights = _with_outputs(s, roots, fan_in or {}) or _with_one_output(s, roots)
     refusal = _why_unclear(s, [i for i in roots if i in weights or not weights], data)
-    if t.paired and any(t.nodes[i].chosen for i in weights):
+    if t.paired and any(t.picked is None or t.nodes[i].chosen for i in weights):
         refusal = refusal or Why.EITHER
     if fan_in is None or refusal:
         s.refuse(list(roots), refusal or Why.TWO_SIDES, fan_in or {})

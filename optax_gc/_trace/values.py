@@ -94,7 +94,7 @@ class Term(NamedTuple):
     bent: bool = False  # something nonlinear was done to a product
     curved: bool = False  # or to a parameter, such as a norm
     picked: Dims | None = None  # along which the indices vary that data chose rows by
-    paired: bool = False  # such rows, multiplied by rows that data chose of another parameter
+    paired: bool = False  # with another parameter's, which may be the weight of the two as well
     hot: Dims | None = None  # along which the data is one-hot, or was when it chose rows
     merged: bool = False  # added to a parameter of the same shape: an update of it
     unsure: str = ""  # why it would have to be refused as a weight
