@@ -6,11 +6,13 @@ Each is one product and one sum, and is read as that, so that no answer depends 
 import functools
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
 
 from . import jaxprs
-from .jaxprs import is_literal, name_stack, shape_of
+from .jaxprs import Derivative, is_literal, name_stack, shape_of
 
 _EQUATION = re.compile(r"[a-zA-Z.\s]*(,[a-zA-Z.\s]*){2,}(->[a-zA-Z.\s]*)?")
 Labels = tuple[int, ...]  # one for each dimension; dimensions that are paired have the same
@@ -33,19 +35,70 @@ class Einsum(NamedTuple):
     effects: Sequence[Any] = ()
 
 
-def equations(jaxpr: Any) -> list[Any]:
-    """The equations of a jaxpr, those of each such einsum as one."""
-    found: list[Any] = []
-    stack, scope, after = None, "", 0
+def equations(jaxpr: Any) -> Sequence[Any]:
+    """The equations of a jaxpr, of which the last of each such einsum stands for all of it.
+
+    What a gradient uses again of the others is computed as a part of that. Where a derivative or a
+    loop took an einsum apart, its parts tell nothing.
+    """
+    groups: dict[Any, list[int]] = defaultdict(list)
+    stack, known = None, False
     for i, eqn in enumerate(jaxpr.eqns):
-        if i < after:
-            continue
         if name_stack(eqn) is not stack:
             stack = name_stack(eqn)
-            scope = jaxprs.scope(stack)
-        einsum, after = _einsum(jaxpr, i, scope) if _n_operands(scope) else (None, i + 1)
-        found.append(einsum or eqn)
+            known = _n_operands(jaxprs.scope(stack)) > 0
+        if known and eqn.primitive.name in _READ and not jaxprs.unknown(eqn):
+            groups[stack].append(i)
+    found = [*jaxpr.eqns]
+    if groups:
+        users = jaxprs.users(jaxpr)
+        for stack, group in groups.items():
+            _read_group(jaxpr.eqns, stack, group, users, found)
     return found
+
+
+def _read_group(
+    eqns: Sequence[Any],
+    stack: Any,
+    group: Sequence[int],
+    users: Mapping[Any, Sequence[int]],
+    found: list[Any],
+) -> None:
+    """Puts the einsums among the equations of one scope in their places."""
+    scope = jaxprs.scope(stack)
+    n = _n_operands(scope)
+    made: dict[Any, Any] = {}
+    inner, done, parts = set[Any](), set[int](), set[int]()
+    for i in group:
+        (result,) = eqns[i].outvars
+        made[result] = eqns[i]
+        operands, labels, within = _product(result, made, n)
+        if len(operands) > n or not _is_spelled(scope, labels[:-1], labels[-1]):
+            continue
+        if len(operands) < n:
+            parts.add(i)
+            continue
+        params = {"operands": labels[:-1], "result": labels[-1]}
+        found[i] = Einsum(operands, [result], params, eqns[i].source_info)
+        del made[result]
+        inner |= within
+        done.add(i)
+    for i in reversed([i for i in group if i not in done]):
+        (result,) = eqns[i].outvars
+        if result not in inner and i not in parts:
+            continue
+        again = [j for j in users[result] if j not in done]
+        if result in inner and not again:
+            done.add(i)
+        elif again and all(j >= 0 and _is_backward(found[j]) for j in again):
+            found[i] = jaxprs.as_part_of(eqns[i], found[again[0]])
+        elif not _is_backward(eqns[i]):
+            apart = Primitive("part of an einsum")
+            found[i] = Einsum(eqns[i].invars, [result], {}, eqns[i].source_info, apart)
+
+
+def _is_backward(eqn: Any) -> bool:
+    return jaxprs.derivative(name_stack(eqn)) == Derivative.BACKWARD
 
 
 @functools.lru_cache
@@ -56,32 +109,47 @@ def _n_operands(scope: str) -> int:
 
 @functools.lru_cache
 def _is_spelled(scope: str, operands: tuple[Labels, ...], result: Labels) -> bool:
-    """Whether this is what a scope's name says, and not by chance the name that a user chose.
+    """Whether this is what a scope's name says, or a part of it.
 
-    What `vmap` and an ellipsis add stands in the name of no dimension.
+    It may be the name that a user chose by chance. What `vmap` and an ellipsis add stands in the
+    name of no dimension.
     """
     inputs, arrow, out = re.sub(r"[.\s]", "", scope).partition("->")
-    letters, labels = {*inputs} - {","}, sorted({x for found in operands for x in found})
-    out = out if arrow else "".join(a for a in letters if inputs.count(a) == 1)
-    for added in itertools.combinations(labels, max(len(labels) - len(letters), 0)):
-        kept = [[x for x in found if x not in added] for found in operands]
-        for terms in itertools.permutations(inputs.split(",")):
-            if [*map(len, terms)] != [*map(len, kept)]:
+    if not arrow:
+        out = "".join(a for a in {*inputs} - {","} if inputs.count(a) == 1)
+    labels = sorted({x for found in operands for x in found})
+    terms = inputs.split(",")
+    for chosen in itertools.permutations(range(len(terms)), len(operands)):
+        here = [terms[i] for i in chosen]
+        needed = {*out}.union(*(terms[i] for i in range(len(terms)) if i not in chosen))
+        letters = {*"".join(here)}
+        for added in itertools.combinations(labels, max(len(labels) - len(letters), 0)):
+            kept = [[x for x in found if x not in added] for found in operands]
+            if [*map(len, here)] != [*map(len, kept)]:
                 continue
-            pairs = {pair for of in zip(terms, kept, strict=True) for pair in zip(*of, strict=True)}
-            if len(pairs) == len(letters) and {dict(pairs)[a] for a in out} == {*result} - {*added}:
+            pairs = {pair for of in zip(here, kept, strict=True) for pair in zip(*of, strict=True)}
+            stay = {dict(pairs)[a] for a in letters & needed}
+            if len(pairs) == len(letters) and stay == {*result} - {*added}:
                 return True
     return False
 
 
-def _einsum(jaxpr: Any, first: int, scope: str) -> tuple[Einsum | None, int]:
-    """The einsum that begins with an equation in its scope, if one does; and what comes next."""
-    n = _n_operands(scope)
+def _product(
+    result: Any, made: Mapping[Any, Any], most: int
+) -> tuple[list[Any], tuple[Labels, ...], AbstractSet[Any]]:
+    """What a value is a product of, and what is computed on the way.
+
+    Args:
+      result: the value.
+      made: equations of its scope, by their results.
+      most: how many operands it may have.
+
+    Returns:
+      The operands, the labels of their dimensions and those of the result, and what else was read.
+    """
     same: list[int] = []  # for each label, itself or one that it is paired with
     operands: list[tuple[Any, Labels]] = []
-    made: dict[Any, Labels] = {}  # what was computed
-    used: set[Any] = set()
-    stack, nothing = name_stack(jaxpr.eqns[first]), (None, first + 1)
+    inner: set[Any] = set()
 
     def root(label: int) -> int:
         while same[label] != label:
@@ -89,39 +157,21 @@ def _einsum(jaxpr: Any, first: int, scope: str) -> tuple[Einsum | None, int]:
         return label
 
     def labels(atom: Any) -> Labels:
-        if atom in made:
-            used.add(atom)
-            return made[atom]
+        if not is_literal(atom) and atom in made and len(operands) <= most:
+            inner.add(atom)
+            eqn = made[atom]
+            found, pairs = _READ[eqn.primitive.name](eqn, [labels(a) for a in eqn.invars])
+            for a, b in pairs:
+                same[root(a)] = root(b)
+            return found
         new = tuple(range(len(same), len(same) + len(shape_of(atom))))
         same.extend(new)
         operands.append((atom, new))
         return new
 
-    for i, eqn in enumerate(jaxpr.eqns[first:], first):  # noqa: B007
-        read = _READ.get(eqn.primitive.name)
-        if not read or name_stack(eqn) != stack or any(a in used for a in eqn.invars):
-            return nothing
-        if jaxprs.unknown(eqn) or any(map(is_literal, eqn.invars)):
-            return nothing
-        (result,) = eqn.outvars
-        made[result], pairs = read(eqn, [labels(atom) for atom in eqn.invars])
-        for a, b in pairs:
-            same[root(a)] = root(b)
-        if len(operands) >= n and len(used) == len(made) - 1:
-            break
-    else:
-        return nothing
-    after = i + 1
-    later = [*jaxpr.outvars, *(a for e in jaxpr.eqns[after:] for a in e.invars)]
-    if len(operands) > n or any(not is_literal(a) and a in used for a in later):
-        return nothing
-    of = [tuple(map(root, found)) for found in (*(x for _, x in operands), made[result])]
-    if any(len(set(found)) < len(found) for found in of):
-        return nothing
-    if not _is_spelled(scope, tuple(of[:-1]), of[-1]):
-        return nothing
-    params = {"operands": of[:-1], "result": of[-1]}
-    return Einsum([a for a, _ in operands], [result], params, eqn.source_info), after
+    out = labels(result)
+    every = tuple([tuple(map(root, found)) for found in (*(x for _, x in operands), out)])
+    return [atom for atom, _ in operands], every, inner - {result}
 
 
 Pairs = Sequence[tuple[int, int]]

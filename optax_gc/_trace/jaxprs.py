@@ -5,7 +5,8 @@ knows them. `PARAMETERS` lists those that were looked at. Anything else may chan
 means: `unknown` names it, for a refusal.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -66,6 +67,21 @@ def scope(stack: Any) -> str:
     """The innermost scope of a name stack, which is an einsum's equation within it."""
     names = [f.name for f in stack.stack if type(f).__name__ == "Scope"]
     return names[-1] if names else ""
+
+
+def as_part_of(eqn: Any, other: Any) -> Any:
+    """An equation in the modules and transformations that another is in."""
+    return eqn.replace(source_info=other.source_info)
+
+
+def users(jaxpr: Any) -> Mapping[Any, Sequence[int]]:
+    """For each variable, the equations that it is an operand of; -1 stands for the results."""
+    found: dict[Any, list[int]] = defaultdict(list)
+    for i, atoms in [*((i, e.invars) for i, e in enumerate(jaxpr.eqns)), (-1, jaxpr.outvars)]:
+        for atom in atoms:
+            if not is_literal(atom):
+                found[atom].append(i)
+    return found
 
 
 def last_uses(eqns: Sequence[Any], results: Sequence[Any]) -> list[list[Any]]:
