@@ -36,7 +36,7 @@ class Einsum(NamedTuple):
 
 
 def equations(jaxpr: Any) -> Sequence[Any]:
-    """The equations of a jaxpr, of which the last of each such einsum stands for all of it.
+    """The equations of a jaxpr, those of each such einsum as one.
 
     What a gradient uses again of the others is computed as a part of that. Where a derivative or a
     loop took an einsum apart, its parts tell nothing.
@@ -54,7 +54,7 @@ def equations(jaxpr: Any) -> Sequence[Any]:
         users = jaxprs.users(jaxpr)
         for stack, group in groups.items():
             _read_group(jaxpr.eqns, stack, group, users, found)
-    return found
+    return [eqn for eqn in found if eqn is not None]
 
 
 def _read_group(
@@ -76,7 +76,7 @@ def _read_group(
         if len(operands) > n or not _is_spelled(scope, labels[:-1], labels[-1]):
             continue
         if len(operands) < n:
-            parts.add(i)
+            parts |= {i} if len(operands) > 1 else set()
             continue
         params = {"operands": labels[:-1], "result": labels[-1]}
         found[i] = Einsum(operands, [result], params, eqns[i].source_info)
@@ -90,6 +90,7 @@ def _read_group(
         again = [j for j in users[result] if j not in done]
         if result in inner and not again:
             done.add(i)
+            found[i] = None
         elif again and all(j >= 0 and _is_backward(found[j]) for j in again):
             found[i] = jaxprs.as_part_of(eqns[i], found[again[0]])
         elif not _is_backward(eqns[i]):
@@ -112,7 +113,7 @@ def _is_spelled(scope: str, operands: tuple[Labels, ...], result: Labels) -> boo
     """Whether this is what a scope's name says, or a part of it.
 
     It may be the name that a user chose by chance. What `vmap` and an ellipsis add stands in the
-    name of no dimension.
+    name of no dimension, and stays.
     """
     inputs, arrow, out = re.sub(r"[.\s]", "", scope).partition("->")
     if not arrow:
@@ -129,7 +130,7 @@ def _is_spelled(scope: str, operands: tuple[Labels, ...], result: Labels) -> boo
                 continue
             pairs = {pair for of in zip(here, kept, strict=True) for pair in zip(*of, strict=True)}
             stay = {dict(pairs)[a] for a in letters & needed}
-            if len(pairs) == len(letters) and stay == {*result} - {*added}:
+            if len(pairs) == len(letters) and {*result} == stay | {*added}:
                 return True
     return False
 
