@@ -270,6 +270,7 @@ def _product(s: Term, t: Term) -> Term:
         blurred=s.blurred or t.blurred,
         merged=s.merged or t.merged,
         unsure=s.unsure or t.unsure,
+        put=s.put or t.put,
         learned=s.learned | t.learned,
     )
 
@@ -420,7 +421,7 @@ def _unrolled(values: Sequence[Value], terms: list[Term]) -> list[Term]:
     if not several:
         return terms
     return [
-        t._replace(unrolled=True)
+        t._replace(unrolled=True, unsure=t.unsure or (Why.SLICES if t.put else ""))
         if t.data is not None and len(t.nodes) == 1 and t.nodes[0].param in several
         else t
         for t in terms

@@ -172,7 +172,7 @@ def with_slices_joined(trace: "Walk", value: Value, final: bool = True) -> Value
             trace.use([p], "elementwise")  # each scales what the ones before it went into
             continue
         several = len({t.seen for t in group}) > 1  # not shifts of one value, as a convolution's
-        if not covered or after or any(t.bent for t in group):
+        if not covered or after or any(t.bent or t.unsure for t in group):
             trace.refuse([p], Why.SLICES, NONE if after else axes)
             continue
         if not own_axes(group[0].nodes[0]) or several:

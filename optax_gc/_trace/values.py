@@ -101,6 +101,7 @@ class Term(NamedTuple):
     blurred: str = ""  # the data is made from inputs alone by an operation that is not known
     learned: frozenset[int] = frozenset()  # the parameters that the data is, by evidence of its own
     unrolled: bool = False  # added to a product of another slice of it with data
+    put: bool = False  # written beside others, in a place that data does not vary along
     residual: bool = False  # added to other data
     loops: frozenset[Hashable] = frozenset()  # that the data is carried by
     seen: int = 0  # the parameters that the data was computed from, a bit each

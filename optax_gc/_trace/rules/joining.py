@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..digits import (
@@ -13,6 +13,7 @@ from ..digits import (
     axes_of,
     besides,
     foreign,
+    has_axes,
     is_whole,
     lost,
     vary,
@@ -63,6 +64,24 @@ def in_part(value: Value, along: Iterable[int]) -> Value:
     if value.kind == Kind.DATA or not value.terms:
         varies = vary(varies, mask)
     return value._replace(varies=varies, terms=tuple(map(term, value.terms)))
+
+
+def _put(value: Value, along: Sequence[int], single: bool = False) -> Value:
+    """What is written into a part of something larger, along some of its dimensions.
+
+    Slices times data that does not vary there are put side by side, and not added up.
+
+    Args:
+      value: what is written.
+      along: the dimensions along which it is smaller.
+      single: whether it is written at a single position of another one.
+    """
+
+    def term(t: Term) -> Term:
+        aside = t.data is not None and (single or not all([has_axes(t.data[d]) for d in along]))
+        return t._replace(put=True) if aside else t
+
+    return value._replace(terms=tuple(map(term, value.terms)))
 
 
 def join_along(trace: "Walk", values: tuple[Value, ...], d: int, shape: Shape) -> Value:
@@ -153,7 +172,9 @@ def pad(trace: "Walk", eqn: Any, value: Value, filler: Value) -> Value:
         return n._replace(dims=widen(n.dims, n.param))
 
     before = whole_hot(value, cuts) if zero else value.plain()
-    moved = in_part(before.moved(widen, shape, lambda t: t.moved(widen, node=node)), cuts)
+    moved = in_part(
+        _put(before, cuts).moved(widen, shape, lambda t: t.moved(widen, node=node)), cuts
+    )
     padded = add(trace, (moved, aligned(filler, shape)), shape)
     return padded._replace(one_hot=moved.one_hot)
 
@@ -171,7 +192,7 @@ def dynamic_update_slice(
         return tuple(dim if old == new else lost(new, axes_of((dim,))) for dim, old, new in sizes)
 
     along = [d for d, (m, n) in enumerate(zip(update.shape, shape, strict=True)) if m != n]
-    written = in_part(update.plain().moved(place, shape), along)
+    written = in_part(_put(update.plain(), along).moved(place, shape), along)
     return add(trace, (value, written), shape)
 
 
@@ -202,7 +223,11 @@ def scatter(trace: "Walk", eqn: Any, value: Value, indices: Value, updates: Valu
             if scattered and t.data is not None:
                 trace.refuse([n.param], Why.SCATTERED)
     along = [d for d, n in enumerate(shape) if d not in kept or updates.shape[kept[d]] != n]
-    spread = in_part(updates.plain().moved(place, shape), along)
+    smaller = [kept[d] for d in along if d in kept]
+    rows = [i for i in range(len(updates.shape)) if i not in kept.values()]
+    single = not rows and any(d not in kept for d in along)
+    put = _put(updates.plain(), [*smaller, *rows], single)
+    spread = in_part(put.moved(place, shape), along)
     if indices.kind == Kind.DATA and value.kind == updates.kind == Kind.CONSTANT:
         return constant(shape, Kind.DATA)
     if eqn.primitive.name == "scatter-mul":
