@@ -352,6 +352,7 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape, is_sum: bool = Fal
         _check_twice(trace, values)
         check_slices(trace, values)
     if is_sum:
+        _check_noise(trace, values)
         _check_products(trace, values)
         if any(v.kind == Kind.DATA and not v.terms for v in values):
             terms = [t._replace(residual=True) for t in terms]
@@ -464,6 +465,16 @@ def _check_twice(trace: "Walk", values: Sequence[Value]) -> None:
             if e.twice and other.kind == Kind.DATA and met(e.dims, other.support):
                 unseen = [p for p in e.params if not other.seen >> p & 1]
                 trace.refuse(unseen, Why.TWICE, e.fan_in)
+
+
+def _check_noise(trace: "Walk", values: Sequence[Value]) -> None:
+    """Refuses what was added to data of its shape, and of which slices times data are added up."""
+    found: set[int] = set()
+    for v in values:
+        noisy = [e for e in v.echoes if e.how == "added" and not (e.repeated or e.bent)]
+        here = {p for e in noisy if e.cut and e.others is not None for p in e.params}
+        trace.refuse(found & here, Why.GATED)
+        found |= here
 
 
 def check_slices(trace: "Walk", values: Sequence[Value]) -> None:
