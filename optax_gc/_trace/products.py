@@ -572,7 +572,7 @@ def added(
         return []
     products = [e for e in echoes if e.how == "used"]
     left = []
-    for p, dims, *_ in t.nodes:
+    for p, dims, parts, *_ in t.nodes:
         repeated = besides(rows, dims)
         for e in echoes:
             if e.oriented and not e.bent and _are_across(dims, e.dims):
@@ -582,8 +582,19 @@ def added(
             scalar = not repeated and not any(p in e.params for e in products)
             trace.use([p], "scalar" if scalar else "elementwise")
         itself = frozenset({p})
+        cut = NONE.union(*[part.axes for part in parts])
         left.append(
-            Echo(itself, "added", dims, rows, repeated=repeated, learned=learned, loops=loops)
+            Echo(
+                itself,
+                "added",
+                dims,
+                rows,
+                repeated=repeated,
+                learned=learned,
+                cut=cut,
+                sliced=parts,
+                loops=loops,
+            )
         )
     return left
 
