@@ -337,6 +337,96 @@ case(
 case("a one-hot of which the last are cut off", lambda p, i: hot(i, 12)[:, :8] @ p["w"],
      {"w": W}, IDS, w=REFUSED)  # fmt: skip
 
+# ---- Numbers that are inputs.
+
+NUMBER = f32()
+FACTORS = {"a": f32(8, 3), "b": f32(3, 6)}
+case("a weight in a nonlinearity with a number", lambda p, x, s: x @ jnp.tanh(s * p["w"]),
+     {"w": W}, X, NUMBER, w=Untold((0,)))  # fmt: skip
+case("a weight in a softmax with a temperature", lambda p, x, s: x @ jax.nn.softmax(p["w"] / s, 0),
+     {"w": W}, X, NUMBER, w=Untold((0,)))  # fmt: skip
+case("a weight in a nonlinearity with a number for each example",
+     lambda p, x, t: jnp.einsum("bi,bio->bo", x, jnp.tanh(t[:, None, None] * p["w"])),
+     {"w": W}, X, f32(3), w=Untold((0,)))  # fmt: skip
+case("oscillators with frequencies of their own, and amplitudes",
+     lambda p, x, t: (x * jnp.sin(t[:, None] * p["f"])).sum(-1), {"f": f32(8)}, X, f32(3),
+     f=())  # fmt: skip
+case("factors, both times a number", lambda p, x, s: x @ ((s * p["a"]) @ (s * p["b"])),
+     FACTORS, X, NUMBER, a=Untold((0,)), b=Untold((0,)))  # fmt: skip
+case("a product of factors times a number", lambda p, x, s: x @ (s * (p["a"] @ p["b"])),
+     FACTORS, X, NUMBER, a=(0,), b=(0,))  # fmt: skip
+case("latents and their projection, both times a number",
+     lambda p, x, s: jnp.tanh(x @ (s * p["w"]) @ ((s * p["u"]) @ (s * p["w"])).T),
+     {"u": f32(9, 8), "w": W}, X, NUMBER, u=Untold(()), w=(0,))  # fmt: skip
+case("one-hots choose an expert, times a number",
+     lambda p, i, x, s: jnp.einsum("bi,be,eio->bo", x, hot(i, 5), p["w"] * s),
+     {"w": EXPERTS}, IDS, X, NUMBER, w=(1,))  # fmt: skip
+
+
+def in_columns(p, x, s):
+    matrix = jnp.zeros((8, 6))
+    for k in range(6):
+        matrix = matrix.at[:, k].set(s[k] * p["w"][:, k])
+    return jnp.tanh(x @ matrix)
+
+
+case("columns times numbers, written one by one", in_columns,
+     {"w": W}, X, f32(6), w=Untold((0,)))  # fmt: skip
+case("blocks on a diagonal, times a number, after a gain",
+     lambda p, x, s: jnp.tanh(
+         (x * p["g"]).reshape(3, 8)
+         @ jnp.einsum("gio,gh->giho", s * p["w"], np.eye(2)).reshape(8, 14)
+     ),
+     {"w": f32(2, 4, 7), "g": f32(4)}, f32(3, 2, 4), NUMBER, w=Untold((1,)), g=())  # fmt: skip
+
+# ---- Noise on a weight, of which slices are multiplied with inputs one after another.
+
+NOISE = f32(8, 6)
+for name, noisy in {
+    "unrolled": lambda p, x, n: sum(x[:, k, None] * (p["w"] + n)[k] for k in range(8)),
+    "in an associative scan": lambda p, x, n: lax.associative_scan(
+        jnp.add, x[:, :, None] * (p["w"] + n), axis=1
+    )[:, -1],
+    "in a scan": lambda p, x, n: lax.scan(
+        lambda c, a: (c + a[0][:, None] * (a[1] + a[2]), None), jnp.zeros((3, 6)), (x.T, p["w"], n)
+    )[0],
+}.items():
+    case(f"noise on a weight, {name}", noisy, {"w": W}, X, NOISE, w=Untold((0,)))
+
+# ---- Masks that a weight chose.
+
+
+def chosen_by_itself(p, x):
+    """A branch for each example, that the outputs of its own weight choose."""
+
+    def one(x):
+        use = (x @ p["w"]).mean() > 0
+        return lax.cond(use, lambda x: jax.nn.relu(x @ p["w"]), lambda x: jnp.zeros(6), x)
+
+    return jax.vmap(one)(x)
+
+
+case("a branch that its own weight chooses", chosen_by_itself, {"w": W}, X, w=(0,))
+
+
+def masked_by_itself(p, x):
+    mask = (x @ p["w"]).mean(-1) > 0
+    weights = p["w"] * mask[:, None, None]
+    return jnp.einsum("bi,bio->bo", jnp.where(mask[:, None], x, 0.0), weights)
+
+
+case("inputs and weights, masked by outputs", masked_by_itself, {"w": W}, X, w=(0,))
+
+# ---- Edges that are a part of an axis.
+
+case("an update, of which a factor is flat",
+     lambda p, x: x @ (p["w"] + p["a"] @ p["b"].reshape(3, 6)),
+     {"w": W, "a": f32(8, 3), "b": f32(18)}, X, w=(0,), a=Untold((0,)), b=REFUSED)  # fmt: skip
+case("a flat factor between two others",
+     lambda p, x: jnp.einsum("bi,ir,rs,so->bo", x, p["a"], p["m"].reshape(3, 2), p["b"]),
+     {"a": f32(8, 3), "m": f32(6), "b": f32(2, 5)}, X,
+     a=Untold((0,)), m=REFUSED, b=Untold((0,)))  # fmt: skip
+
 # ---- Shards.
 
 TOKENS, LAST = f32(4, 8), f32(6, 5)

@@ -115,3 +115,48 @@ def test_a_scope_that_is_called_like_an_equation_is_no_einsum():
             return jnp.tanh(x @ w) @ w
 
     assert "einsum" not in read(fn, f32(3, 6), f32(6, 6))
+
+
+BILINEAR = "btd,de,bse->bts"
+
+
+def by_value_and_grad(w, x, y):
+    return jax.value_and_grad(lambda x: (jnp.einsum(BILINEAR, x, w, y) ** 2).mean())(x)
+
+
+def by_jvp(w, x, y):
+    return jax.jvp(lambda x, y: jnp.einsum(BILINEAR, x, w, y), (x, y), (x * x, y * y))
+
+
+def by_linearize(w, x, y):
+    out, tangent = jax.linearize(lambda x: jnp.einsum(BILINEAR, x, w, y), x)
+    return out, tangent(x * x)
+
+
+@pytest.mark.parametrize("sizes", [(6, 8, 9), (8, 2, 30), (2, 8, 3)])
+@pytest.mark.parametrize("fn", [by_value_and_grad, by_jvp, by_linearize])
+def test_an_einsum_is_one_where_the_function_differentiates_it(fn, sizes):
+    d, e, s = sizes
+    assert answers(fn, f32(d, e), f32(2, 7, d), f32(2, s, e)) == {"params": (0, 1)}
+
+
+def in_a_loop(w, x, y):
+    def loss(x):
+        step = lambda c, _: (c + (jnp.einsum(BILINEAR, x * c, w, y) ** 2).mean(), None)  # noqa: E731
+        return jax.lax.scan(step, 1.0, None, length=3)[0]
+
+    return jax.value_and_grad(loss)(x)
+
+
+def test_a_part_of_an_einsum_that_is_computed_outside_of_a_loop_tells_nothing():
+    fn = lambda p, x, y: in_a_loop(p["w"], x, y)  # noqa: E731
+    assert answers(fn, {"w": f32(6, 8)}, f32(2, 7, 6), f32(2, 9, 8)) == {"w": REFUSED}
+
+
+@pytest.mark.parametrize("n", [3, 1])
+def test_a_scale_of_queries_for_each_member_is_refused_as_by_two_products(n):
+    whole = lambda s, q, k: jnp.einsum("bqd,ed,bkd->ebqk", q, s, k)  # noqa: E731
+    apart = lambda s, q, k: jnp.einsum("ebqd,bkd->ebqk", q * s[:, None, None], k)  # noqa: E731
+    expected = {"params": REFUSED if n > 1 else ()}
+    for fn in (whole, apart):
+        assert answers(fn, f32(n, 6), f32(2, 7, 6), f32(2, 9, 6)) == expected
