@@ -393,6 +393,19 @@ for name, noisy in {
 }.items():
     case(f"noise on a weight, {name}", noisy, {"w": W}, X, NOISE, w=Untold((0,)))
 
+# ---- Rows of several tables, times inputs, added up by a loop.
+
+case("rows of tables, times inputs, added up by a scan",
+     lambda p, i, v: lax.scan(
+         lambda c, a: (c + a[2][:, None] * a[0][a[1]], None), jnp.zeros((5, 6)), (p["t"], i, v)
+     )[0],
+     {"t": f32(4, 9, 6)}, i32(4, 5), f32(4, 5), t=Untold(()))  # fmt: skip
+case("rows of tables, added up by a scan",
+     lambda p, i: lax.scan(
+         lambda c, a: (c + a[0][a[1]], None), jnp.zeros((5, 6)), (p["t"], i)
+     )[0],
+     {"t": f32(4, 9, 6)}, i32(4, 5), t=())  # fmt: skip
+
 # ---- Masks that a weight chose.
 
 

@@ -204,6 +204,8 @@ def _summed_by_loop(
             trace.refuse(t.params, Why.SLICES)
         elif scale and trace.is_seen_of(key, t.seen):
             trace.refuse(t.params, Why.SCALE)
+        elif t.picked is not None and not t.is_rows:  # by other indices in each step, or the same
+            trace.refuse(t.params, Why.SLICES)
         else:
             slices.append(t._replace(residual=False))  # the loop's sum begins with that data
     if slices or sliced:
