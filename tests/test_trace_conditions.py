@@ -358,9 +358,6 @@ case("a product of factors times a number", lambda p, x, s: x @ (s * (p["a"] @ p
 case("latents and their projection, both times a number",
      lambda p, x, s: jnp.tanh(x @ (s * p["w"]) @ ((s * p["u"]) @ (s * p["w"])).T),
      {"u": f32(9, 8), "w": W}, X, NUMBER, u=Untold(()), w=(0,))  # fmt: skip
-case("one-hots choose an expert, times a number",
-     lambda p, i, x, s: jnp.einsum("bi,be,eio->bo", x, hot(i, 5), p["w"] * s),
-     {"w": EXPERTS}, IDS, X, NUMBER, w=(1,))  # fmt: skip
 
 
 def in_columns(p, x, s):

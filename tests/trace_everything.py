@@ -99,6 +99,12 @@ SHARED = (
     "an output layer of which data chose some units",
     "the same in the layout of an embedding",
     "a weight and an activation that a loop swaps",
+    "noise on a weight, unrolled",
+    "noise on a weight, in an associative scan",
+    # Numbers that are inputs are one for each example, and those are rows.
+    "factors, both times a number",
+    "latents and their projection, both times a number",
+    "blocks on a diagonal, times a number, after a gain",
 )
 
 # Programs that are others for several members: rows that data chose are weights to members with the

@@ -28,7 +28,7 @@ def einsum(trace: "Walk", eqn: Any, *values: Value) -> Value:
     they are one weight. Then all, inputs first.
     """
     operands = [*zip(values, eqn.params["operands"], strict=True)]
-    weights = [o for o in operands if _is_weight(o[0])]
+    weights = [o for o in operands if o[0].kind == Kind.PARAMETER and o[0].terms]
     weights.sort(key=lambda o: o[0].terms[0].params)
     others = [o for o in operands if o not in weights]
     kept = eqn.params["result"]
@@ -59,12 +59,6 @@ def einsum(trace: "Walk", eqn: Any, *values: Value) -> Value:
         if scale and rows and scale - {*kept} <= {*a[1]} & {*b[1]}:
             others = [a, weights.pop(), *(o for o in others if o is not a)]
     return _product(trace, [*others, *weights], kept)
-
-
-def _is_weight(value: Value) -> bool:
-    """Whether it is made of parameters, and at most of numbers among the inputs."""
-    numbers = all(t.data is None or not any(map(has_axes, t.data)) for t in value.terms)
-    return bool(value.terms) and numbers and not (value.kind == Kind.DATA and value.echoes)
 
 
 def _product(
