@@ -369,12 +369,6 @@ def in_columns(p, x, s):
 
 case("columns times numbers, written one by one", in_columns,
      {"w": W}, X, f32(6), w=Untold((0,)))  # fmt: skip
-case("blocks on a diagonal, times a number, after a gain",
-     lambda p, x, s: jnp.tanh(
-         (x * p["g"]).reshape(3, 8)
-         @ jnp.einsum("gio,gh->giho", s * p["w"], np.eye(2)).reshape(8, 14)
-     ),
-     {"w": f32(2, 4, 7), "g": f32(4)}, f32(3, 2, 4), NUMBER, w=Untold((1,)), g=())  # fmt: skip
 
 # ---- Noise on a weight, of which slices are multiplied with inputs one after another.
 

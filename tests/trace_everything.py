@@ -104,7 +104,6 @@ SHARED = (
     # Numbers that are inputs are one for each example, and those are rows.
     "factors, both times a number",
     "latents and their projection, both times a number",
-    "blocks on a diagonal, times a number, after a gain",
 )
 
 # Programs that are others for several members: rows that data chose are weights to members with the

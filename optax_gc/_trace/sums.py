@@ -533,7 +533,7 @@ def _without_scales(
         return None
     frozen = s.t.constants if by_constants and not s.t.edges else None
     if frozen is not None:  # what has rows in any term of the sum, as noise has, is no weight
-        rows = functools.reduce(vary, [t.data for t in s.value.terms if t.data and not t.paired])
+        rows = functools.reduce(vary, [t.data for t in s.value.terms if t.data is not None])
         frozen = without(s.blank(frozen), s.blank(rows))
     beside = frozen is not None and any(besides(frozen, o.dims) for o in factors.values())
     if beside or not factors.keys() <= {*weights}:  # or data varies along their equal outputs too
