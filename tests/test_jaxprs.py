@@ -36,7 +36,7 @@ ELSEWHERE = set(
     unstack tile xla_pmap eq_to le_to lt_to empty2 erf_inv maybe_set noinline call_exported
     all_gather_invariant reduce_xor run_state select_if_vmap
     """.split()
-) | {"einsum"}  # which stands for several of JAX's
+) | {"einsum", "einsum_part"}  # which stand for several of JAX's
 
 X, W, V = jnp.ones((4, 6)), jnp.ones((6, 8)), jnp.ones(4)
 INDICES, KEY = jnp.arange(4), jax.random.key(0)

@@ -41,6 +41,15 @@ def interpolated(p, x, rows, columns):
     return jnp.tanh(x + jnp.einsum("sw,twc->tsc", columns, jnp.einsum("th,hwc->twc", rows, p)))
 
 
+def einsum_with_a_part_before_a_loop(w, x, y):
+    def loss(x):
+        bilinear = lambda x: jnp.einsum("btd,de,bse->bts", x, w, y)  # noqa: E731
+        step = lambda c, _: (c + (bilinear(x * c) ** 2).mean(), None)  # noqa: E731
+        return lax.scan(step, 1.0, None, length=3)[0]
+
+    return jax.value_and_grad(loss)(x)
+
+
 REASONS = {
     Why.INDEX: (lambda p, x: x + rows_at(p, x).sum(), f32(8), (X,)),
     Why.CUSTOM: (lambda p, x: ignored(x, p), f32(8, 8), (X,)),
@@ -52,6 +61,7 @@ REASONS = {
         f32(8, 7, 6), (f32(3, 5, 7),),
     ),
     Why.EITHER: (lambda p, x: p["a"] @ p["b"], {"a": f32(5, 8), "b": W}, (X,)),
+    Why.APART: (einsum_with_a_part_before_a_loop, f32(6, 8), (f32(2, 7, 6), f32(2, 9, 8))),
     Why.BESIDE_DATA: (
         lambda p, x: (x[:, :1] * p["a"] * p["b"]).sum(1), {"a": f32(8), "b": f32(8)}, (X,),
     ),

@@ -93,9 +93,9 @@ def _read_group(
             found[i] = None
         elif again and all(j >= 0 and _is_backward(found[j]) for j in again):
             found[i] = jaxprs.as_part_of(eqns[i], found[again[0]])
-        elif not _is_backward(eqns[i]):
-            apart = Primitive("part of an einsum")
-            found[i] = Einsum(eqns[i].invars, [result], {}, eqns[i].source_info, apart)
+        elif eqns[i].primitive.name == "dot_general" and not _is_backward(eqns[i]):
+            params, part = {"equation": eqns[i]}, Primitive("einsum_part")
+            found[i] = Einsum(eqns[i].invars, [result], params, eqns[i].source_info, part)
 
 
 def _is_backward(eqn: Any) -> bool:

@@ -293,6 +293,7 @@ select_and_gather_add :
 fft : fft_lengths fft_type
 
 einsum : operands result
+einsum_part : equation
 dot_general : dimension_numbers out_sharding? precision? preferred_element_type?
 ragged_dot ragged_dot_general : group_offset out_sharding? precision? preferred_element_type?
   ragged_dot_dimension_numbers

@@ -17,6 +17,7 @@ class Why(StrEnum):
     # What it is contracted with, or after.
     TWO_SIDES = "data meets the product that it is in from two sides, or reaches a part of it"
     EITHER = "contracted with another parameter, and either may be the weight"
+    APART = "a derivative or a loop takes the einsum apart that it is in"
     BESIDE_DATA = "a product with data is contracted with parameters or constants"
     BEYOND_DATA = "summed over an axis that the data does not vary along"
     BENT_NETWORK = "a nonlinear function of a product of parameters"

@@ -98,8 +98,10 @@ def _verdict(uses: Sequence[Use], shape: Shape, decided: set[tuple[int, AxisSet]
     fan_in = {u.axes & long for u in weights}
     for use in sorted(by["refused"], key=lambda u: priority(u.why)):
         activation = not weights and use.partners & decided
-        # A scale inside a nonlinear function is one, wherever else it may be a weight.
-        agrees = use.why != Why.BENT_PRODUCT and {use.axes & long} == fan_in
+        # A scale inside a nonlinear function is one, wherever else it may be a weight, and what is
+        # left of an einsum depends on its order.
+        firm = use.why in (Why.BENT_PRODUCT, Why.APART)
+        agrees = not firm and {use.axes & long} == fan_in
         if not (activation or agrees):
             return refuse(use.why, by["refused"])
     if not weights and by["refused"]:

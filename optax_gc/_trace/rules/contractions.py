@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..digits import Dims, Shape, axes_of, has_axes, repeats, reshape
 from ..jaxprs import shape_of
+from ..reasons import Why
 from ..sums import contract, contract_all
 from ..values import Kind, Node, Part, Value
 
@@ -59,6 +60,15 @@ def einsum(trace: "Walk", eqn: Any, *values: Value) -> Value:
         if scale and rows and scale - {*kept} <= {*a[1]} & {*b[1]}:
             others = [a, weights.pop(), *(o for o in others if o is not a)]
     return _product(trace, [*others, *weights], kept)
+
+
+def einsum_part(trace: "Walk", eqn: Any, a: Value, b: Value) -> Value:
+    """What is left of an einsum that was taken apart: its order tells nothing of its weights."""
+    for value in (a, b):
+        trace.refuse_all(value, Why.APART)
+    result = dot_general(trace, eqn.params["equation"], a, b)
+    terms = tuple([t._replace(unsure=t.unsure or Why.APART) for t in result.terms])
+    return result._replace(terms=terms)
 
 
 def _product(
@@ -162,6 +172,7 @@ def _split(value: Value, d: int, groups: int) -> Value:
 RULES = {
     "dot_general": dot_general,
     "einsum": einsum,
+    "einsum_part": einsum_part,
     "ragged_dot_general": ragged_dot,
     "ragged_dot": ragged_dot,
     "conv_general_dilated": conv_general_dilated,
