@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_trace_reasons import einsum_with_a_part_before_a_loop
 from trace_support import REFUSED, answers, f32, i32
 
 from optax_gc._trace.einsums import equations
@@ -140,17 +141,9 @@ def test_an_einsum_is_one_where_the_function_differentiates_it(fn, sizes):
     assert answers(fn, f32(d, e), f32(2, 7, d), f32(2, s, e)) == {"params": (0, 1)}
 
 
-def in_a_loop(w, x, y):
-    def loss(x):
-        step = lambda c, _: (c + (jnp.einsum(BILINEAR, x * c, w, y) ** 2).mean(), None)  # noqa: E731
-        return jax.lax.scan(step, 1.0, None, length=3)[0]
-
-    return jax.value_and_grad(loss)(x)
-
-
 def test_a_part_of_an_einsum_that_is_computed_outside_of_a_loop_tells_nothing():
-    fn = lambda p, x, y: in_a_loop(p["w"], x, y)  # noqa: E731
-    assert answers(fn, {"w": f32(6, 8)}, f32(2, 7, 6), f32(2, 9, 8)) == {"w": REFUSED}
+    inputs = f32(2, 7, 6), f32(2, 9, 8)
+    assert answers(einsum_with_a_part_before_a_loop, f32(6, 8), *inputs) == {"params": REFUSED}
 
 
 @pytest.mark.parametrize("n", [3, 1])

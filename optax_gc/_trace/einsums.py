@@ -38,8 +38,8 @@ class Einsum(NamedTuple):
 def equations(jaxpr: Any) -> Sequence[Any]:
     """The equations of a jaxpr, those of each such einsum as one.
 
-    What a gradient uses again of the others is computed as a part of that. Where a derivative or a
-    loop took an einsum apart, its parts tell nothing.
+    A product of some of its operands that a gradient uses again is taken for a part of the
+    gradient. What a derivative or a loop leaves of an einsum is an `einsum_part`.
     """
     groups: dict[Any, list[int]] = defaultdict(list)
     stack, known = None, False
@@ -72,7 +72,7 @@ def _read_group(
     for i in group:
         (result,) = eqns[i].outvars
         made[result] = eqns[i]
-        operands, labels, within = _product(result, made, n)
+        operands, labels, within = _factors(result, made, n)
         if len(operands) > n or not _is_spelled(scope, labels[:-1], labels[-1]):
             continue
         if len(operands) < n:
@@ -135,7 +135,7 @@ def _is_spelled(scope: str, operands: tuple[Labels, ...], result: Labels) -> boo
     return False
 
 
-def _product(
+def _factors(
     result: Any, made: Mapping[Any, Any], most: int
 ) -> tuple[list[Any], tuple[Labels, ...], AbstractSet[Any]]:
     """What a value is a product of, and what is computed on the way.
