@@ -358,6 +358,41 @@ case("a product of factors times a number", lambda p, x, s: x @ (s * (p["a"] @ p
 case("latents and their projection, both times a number",
      lambda p, x, s: jnp.tanh(x @ (s * p["w"]) @ ((s * p["u"]) @ (s * p["w"])).T),
      {"u": f32(9, 8), "w": W}, X, NUMBER, u=Untold(()), w=(0,))  # fmt: skip
+EACH = f32(3, 1, 1)  # a number for each example
+case("factors, both times a number of each example",
+     lambda p, x, s: jnp.einsum("bi,bio->bo", x, (s * p["a"]) @ (s * p["b"])),
+     FACTORS, X, EACH, a=Untold((0,)), b=Untold((0,)))  # fmt: skip
+case("slices of factors, each times a number, added up",
+     lambda p, x, s: x @ sum((s * p["a"])[:, r, None] * (s * p["b"])[r] for r in range(3)),
+     FACTORS, X, NUMBER, a=Untold((0,)), b=Untold((0,)))  # fmt: skip
+case("a weight and an update of low rank times a number",
+     lambda p, x, s: x @ (p["w"] + s * (p["a"] @ p["b"])),
+     FACTORS | {"w": W}, X, NUMBER, w=(0,), a=(0,), b=(0,))  # fmt: skip
+case("weights between which a number interpolates",
+     lambda p, x, s: x @ (s * p["w"] + (1 - s) * p["v"]), {"w": W, "v": W}, X, NUMBER,
+     w=(0,), v=(0,))  # fmt: skip
+case("a weight between which and another a number of each example interpolates",
+     lambda p, x, s: jnp.einsum("bi,bio->bo", x, p["v"] + s * (p["w"] - p["v"])),
+     {"w": W, "v": W}, X, EACH, w=(0,), v=Untold((0,)))  # fmt: skip
+case("a direction times a number of each example, added to inputs",
+     lambda p, x, s: (x + s[:, 0] * p["d"]) @ p["w"], {"d": f32(8), "w": W}, X, EACH,
+     d=(), w=(0,))  # fmt: skip
+case("noise on a weight times a number", lambda p, x, s, n: x @ (s * p["w"] + n),
+     {"w": W}, X, NUMBER, W, w=Untold((0,)))  # fmt: skip
+case("factors of one output, both times a number",
+     lambda p, x, s: x @ ((s * p["a"]) @ (s * p["b"])),
+     {"a": f32(8, 3), "b": f32(3)}, X, NUMBER, a=Untold((0,)), b=Untold((0,)))  # fmt: skip
+case("factors of each layer, both times a number",
+     lambda p, x, s: lax.scan(lambda h, f: (h @ ((s * f[0]) @ (s * f[1])), None), x, p)[0],
+     [f32(4, 8, 3), f32(4, 3, 8)], X, NUMBER,
+     **{"0": Untold((1,)), "1": Untold((1,))})  # fmt: skip
+case("a block-diagonal matrix times a number, behind a gain",
+     lambda p, x, s: (x * p["g"]).reshape(3, 8)
+     @ jnp.einsum("gio,gh->giho", s * p["w"], np.eye(2)).reshape(8, 10),
+     {"g": f32(4), "w": f32(2, 4, 5)}, f32(3, 2, 4), NUMBER, g=(), w=Untold((1,)))  # fmt: skip
+case("experts times a number, of which one-hots choose one in an einsum",
+     lambda p, x, i, s: jnp.einsum("bi,be,eio->bo", x, jax.nn.one_hot(i, 4), s * p["w"]),
+     {"w": f32(4, 8, 6)}, X, IDS, NUMBER, w=(1,))  # fmt: skip
 
 
 def in_columns(p, x, s):

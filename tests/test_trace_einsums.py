@@ -66,6 +66,12 @@ def test_one_hots_choose_an_expert(sizes):
     assert answers(fn, f32(e, i, o), i32(t), f32(t), f32(t, i)) == {"params": (1,)}
 
 
+@pytest.mark.parametrize("eye", [jnp.eye, lambda n: np.eye(n, dtype=np.float32)])
+def test_an_identity_chooses_the_matrix_of_each_group(eye):
+    fn = lambda w, x: jnp.einsum("bgi,gh,hio->bgo", x, eye(4), w)  # noqa: E731
+    assert answers(fn, f32(4, 6, 5), f32(2, 4, 6)) == {"params": (1,)}
+
+
 @pytest.mark.parametrize("sizes", [(7, 4, 5, 6), (2, 16, 3, 9), (16, 2, 32, 3)])
 @pytest.mark.parametrize("weight", [1, 2])
 def test_a_constant_beside_a_weight_is_an_input_or_a_part_of_it(weight, sizes):

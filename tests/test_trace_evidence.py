@@ -311,7 +311,7 @@ def weights_of_time():
         lambda p, x, t: x @ (p["w0"] + t * p["w1"]),
         {"w0": W, "w1": W},
         (X, f32()),
-        {"w0": Untold((0,)), "w1": (0,)},
+        {"w0": (0,), "w1": (0,)},
     )
 
 

@@ -101,9 +101,6 @@ SHARED = (
     "a weight and an activation that a loop swaps",
     "noise on a weight, unrolled",
     "noise on a weight, in an associative scan",
-    # Numbers that are inputs are one for each example, and those are rows.
-    "factors, both times a number",
-    "latents and their projection, both times a number",
 )
 
 # Programs that are others for several members: rows that data chose are weights to members with the

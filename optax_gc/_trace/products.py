@@ -32,6 +32,7 @@ from .digits import (
 from .reasons import Why
 from .uses import (
     has_open_ends,
+    is_scaled,
     oriented_by_rows,
     refuse_network,
     settle_lookup,
@@ -186,7 +187,7 @@ def _with_data(t: Term, b: Value, support: Dims) -> Term:
         return t._replace(last=support if t.last is None else vary(t.last, support))
     chosen = t.is_rows
     return t._replace(
-        paired=t.paired or any([_could_be_the_weight(u, chosen) for u in b.terms]),
+        open=functools.reduce(both, [_open(u, chosen) for u in b.terms], t.open),
         data=support if chosen or t.data is None else vary(t.data, support),
         rows=None if chosen else t.data,
         last=support,
@@ -198,11 +199,13 @@ def _with_data(t: Term, b: Value, support: Dims) -> Term:
     )
 
 
-def _could_be_the_weight(t: Term, beside_rows: bool) -> bool:
-    """Whether a product with data may as well be a weight of what it is multiplied by."""
-    if t.is_rows:
-        return beside_rows
-    return t.data is not None and not any(map(has_axes, t.data))  # of a number
+def _open(t: Term, beside_rows: bool) -> Dims | None:
+    """Along which parameters vary in a product with data, and the data does not."""
+    dims = None
+    for n in t.nodes if beside_rows or not t.is_rows else ():
+        alone = n.dims if t.data is None or t.is_rows else without(n.dims, t.data)
+        dims = both(dims, alone if axes_of(alone) else None)
+    return dims
 
 
 def _is_own_statistic(t: Term, data: Value, support: Dims) -> bool:
@@ -263,7 +266,7 @@ def _product(s: Term, t: Term) -> Term:
         s.bent or t.bent,
         _is_curved(s) or _is_curved(t) or len(nodes) < len(s.nodes) + len(t.nodes),
         picked := both(s.picked, t.picked),
-        s.paired or t.paired,
+        both(s.open, t.open),
         both(s.hot, t.hot) if picked is None else None,
         loops=s.loops | t.loops,
         seen=s.seen | t.seen,
@@ -314,15 +317,15 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape, is_sum: bool = Fal
         values = _with_windows_joined(values) if is_sum else values
         values = [_without_own_sums(v, [o for o in values if o is not v]) for v in values]
     kind = max(v.kind for v in values)
+    joining = _joining(values, is_sum)
     # Of parameters that become part of an activation, not all that they vary along is remembered.
-    along = [v.support if kind == Kind.DATA != v.kind else v.varies for v in values]
+    along = [v.support if j else v.varies for v, j in zip(values, joining, strict=True)]
     varies = functools.reduce(vary, along)
     loops = frozenset().union(*(v.loops for v in values))
     seen = functools.reduce(operator.or_, [v.seen for v in values])
     terms: list[Term] = []
     echoes: list[Echo] = []
-    for v in values:
-        joins = kind == Kind.DATA and v.kind != Kind.DATA
+    for v, joins in zip(values, joining, strict=True):
         rows = foreign(shape)
         if joins and (v.terms or v.echoes):
             for other in values:
@@ -337,7 +340,8 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape, is_sum: bool = Fal
         if joins and v.terms:
             of_data = [e for other in values if other is not v for e in other.echoes]
             for t in v.terms:
-                echoes += added(trace, t, rows, of_data, loops)
+                of_term = rows if t.data is None else vary(rows, t.data)
+                echoes += added(trace, t, of_term, of_data, loops)
         else:
             for t in v.terms:
                 if t.is_rows and len(values) > 1:
@@ -345,6 +349,8 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape, is_sum: bool = Fal
                     if t.hot is not None and any(n.parts for n in t.nodes):
                         trace.refuse(t.params, Why.ONE_HOTS)
                     echoes += added(trace, t, vary(rows, t.picked), loops=loops)
+                elif kind == Kind.DATA and t.data is None:
+                    terms.append(t._replace(data=foreign(shape)))  # times the number one
                 else:
                     terms.append(t)
     terms = _side_by_side(_unrolled(values, terms)) if terms else terms
@@ -366,6 +372,23 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape, is_sum: bool = Fal
     elif is_sum and kind == Kind.PARAMETER and len(result.terms) > 1:
         result = _with_evidence(trace, result)
     return tidied(trace, result)
+
+
+def _joining(values: Sequence[Value], is_sum: bool) -> list[bool]:
+    """Which of several values become part of the activation that the others are.
+
+    In a sum, a parameter times numbers, one for all or one for each example, is a parameter.
+    """
+    parameters = [v.kind != Kind.DATA for v in values]
+    if all(parameters):
+        return [False] * len(values)
+    joining = [p or (is_sum and is_scaled(v)) for p, v in zip(parameters, values, strict=True)]
+    if not all(joining):
+        return joining
+    # With a number for each example, the sum is an activation all the same.
+    examples = any(t.data and axes_of(t.data) for v in values for t in v.terms)
+    statistics = any(v.echoes for v in values)
+    return parameters if examples or statistics else [False] * len(values)
 
 
 def _with_windows_joined(values: Sequence[Value]) -> Sequence[Value]:

@@ -483,7 +483,7 @@ def _sum_with_data(s: _Sum) -> Result:
     fan_in = directed(t, roots)
     weights = _with_outputs(s, roots, fan_in or {}) or _with_one_output(s, roots)
     refusal = _why_unclear(s, [i for i in roots if i in weights or not weights], data)
-    if t.paired and any(t.picked is None or t.nodes[i].chosen for i in weights):
+    if _meets_a_weight(s, weights):
         refusal = refusal or Why.EITHER
     if fan_in is None or refusal:
         s.refuse(list(roots), refusal or Why.TWO_SIDES, fan_in or {})
@@ -533,7 +533,8 @@ def _without_scales(
         return None
     frozen = s.t.constants if by_constants and not s.t.edges else None
     if frozen is not None:  # what has rows in any term of the sum, as noise has, is no weight
-        rows = functools.reduce(vary, [t.data for t in s.value.terms if t.data is not None])
+        apart = [u for u in s.value.terms if u is s.t or u.open is None]
+        rows = functools.reduce(vary, [u.data for u in apart if u.data is not None])
         frozen = without(s.blank(frozen), s.blank(rows))
     beside = frozen is not None and any(besides(frozen, o.dims) for o in factors.values())
     if beside or not factors.keys() <= {*weights}:  # or data varies along their equal outputs too
@@ -598,6 +599,15 @@ def _with_outputs(s: _Sum, roots: dict[int, AxisSet], fan_in: dict[int, AxisSet]
         return goes_beyond(s.t, i) or bool(summed_axes(s.t, i) - axes)
 
     return [i for i, axes in fan_in.items() if i != CONSTANT and has_outputs(i, axes)]
+
+
+def _meets_a_weight(s: _Sum, weights: Sequence[int]) -> bool:
+    """Whether the data of a weight may as well be one, and this its data."""
+    t = s.t
+    if t.open is None or not any(map(has_axes, s.at(t.open))):
+        return False
+    may_be = any(t.picked is None or t.nodes[i].chosen for i in weights)
+    return may_be and any(u.open is not None for u in s.value.terms if u is not t)
 
 
 def _with_one_output(s: _Sum, roots: dict[int, AxisSet]) -> list[int]:

@@ -172,7 +172,8 @@ def with_slices_joined(trace: "Walk", value: Value, final: bool = True) -> Value
             trace.use([p], "elementwise")  # each scales what the ones before it went into
             continue
         several = len({t.seen for t in group}) > 1  # not shifts of one value, as a convolution's
-        if not covered or after or any(t.bent or t.unsure for t in group):
+        unclear = any(t.bent or t.unsure or t.open is not None for t in group)
+        if not covered or after or unclear:
             trace.refuse([p], Why.SLICES, NONE if after else axes)
             continue
         if not own_axes(group[0].nodes[0]) or several:
@@ -306,6 +307,17 @@ def refuse_network(trace: "Walk", t: Term) -> None:
         near = [(j, axes) for edge in t.edges if i in dict(edge) for j, axes in edge]
         partners = frozenset((t.nodes[j].param, axes) for j, axes in near if j not in (i, CONSTANT))
         trace.refuse([node.param], Why.EITHER, summed_axes(t, i), partners)
+
+
+def is_scaled(value: Value) -> bool:
+    """Whether it is made of parameters, and of inputs that have none of their axes."""
+    apart = all(
+        t.data is not None
+        and not (t.is_rows or t.bent)
+        and all(own_axes(n) and not (n.parts or met(n.dims, t.data)) for n in t.nodes)
+        for t in value.terms
+    )
+    return value.kind == Kind.DATA and bool(value.terms) and apart and not value.echoes
 
 
 def as_activation(trace: "Walk", value: Value) -> Value:

@@ -94,7 +94,8 @@ class Term(NamedTuple):
     bent: bool = False  # something nonlinear was done to a product
     curved: bool = False  # or to a parameter, such as a norm
     picked: Dims | None = None  # along which the indices vary that data chose rows by
-    paired: bool = False  # with another parameter's, which may be the weight of the two as well
+    # Along which parameters vary in the data that may be weights as well, and this what they meet.
+    open: Dims | None = None
     hot: Dims | None = None  # along which the data is one-hot, or was when it chose rows
     merged: bool = False  # added to a parameter of the same shape: an update of it
     unsure: str = ""  # why it would have to be refused as a weight
@@ -128,6 +129,7 @@ class Term(NamedTuple):
             rows=_moved(self.rows, g),
             last=_moved(self.last, g),
             picked=_moved(self.picked, f),
+            open=_moved(self.open, g),
             hot=_moved(self.hot, f),
         )
 

@@ -11,6 +11,7 @@ from ..digits import Dims, Shape, axes_of, has_axes, repeats, reshape
 from ..jaxprs import shape_of
 from ..reasons import Why
 from ..sums import contract, contract_all
+from ..uses import is_scaled
 from ..values import Kind, Node, Part, Value
 
 if TYPE_CHECKING:
@@ -29,18 +30,21 @@ def einsum(trace: "Walk", eqn: Any, *values: Value) -> Value:
     they are one weight. Then all, inputs first.
     """
     operands = [*zip(values, eqn.params["operands"], strict=True)]
-    weights = [o for o in operands if o[0].kind == Kind.PARAMETER and o[0].terms]
+    weights = [
+        (v, x) for v, x in operands if (v.terms and v.kind == Kind.PARAMETER) or is_scaled(v)
+    ]
     weights.sort(key=lambda o: o[0].terms[0].params)
     others = [o for o in operands if o not in weights]
     kept = eqn.params["result"]
     for hot, labels in [*others]:
-        along = {x for x, dim in zip(labels, hot.one_hot or (), strict=False) if has_axes(dim)}
-        having = [o for o in operands if o[0] is not hot and along & {*o[1]}]
-        if len(along) == len(having) == 1 and having[0] in weights and not along & {*kept}:
-            rows = [x for x in dict.fromkeys((*labels, *having[0][1])) if x not in along]
-            weights.remove(having[0])
-            others = [o for o in others if o[0] is not hot]
-            others.append((_product(trace, [(hot, labels), *having], rows), rows))
+        for x, dim in zip(labels, hot.one_hot or (), strict=False):
+            having = [o for o in operands if o[0] is not hot and x in o[1]]
+            if has_axes(dim) and len(having) == 1 and having[0] in weights and x not in kept:
+                rows = [y for y in dict.fromkeys((*labels, *having[0][1])) if y != x]
+                weights.remove(having[0])
+                others = [o for o in others if o[0] is not hot]
+                others.append((_product(trace, [(hot, labels), *having], rows), rows))
+                break
     # A constant that meets no inputs is a part of the weight that it meets.
     inputs = {x for v, labels in others for x in labels if v.kind == Kind.DATA}
     frozen = [o for o in others if o[0].kind == Kind.CONSTANT and not inputs & {*o[1]}]
