@@ -200,6 +200,7 @@ class Builder:
             "leaf": lambda: self.leaf(shape, part),
             "tanh": lambda: f"jnp.tanh({make(shape)})",
             "scaled": lambda: f"(2 * {make(shape)})",
+            "times a number": lambda: f"({self.given(())} * {make(shape)})",
             "sum": lambda: f"({make(shape)} + {make(shape)})",
             "product": lambda: f"({make(shape)} * {make(shape)})",
             "normalized": lambda: f"over_norm({make(shape)}, {axis})",
@@ -309,7 +310,9 @@ class Builder:
             live = [c for c in live if c not in met] + made
             names = self.shuffled(met + kept + made)
             part = tuple([i for i, name in enumerate(names) if name in met])
-            operands.append(("".join(names), self.leaf(tuple(dims(names)), part)))
+            factor = self.leaf(tuple(dims(names)), part)
+            factor = self.draw([factor, factor, f"({self.given(())} * {factor})"])
+            operands.append(("".join(names), factor))
             if one_by_one:
                 there = [*batch, *live] if last else self.shuffled([*batch, *live])
                 operands = [("".join(there), einsum(operands, there))]

@@ -352,16 +352,16 @@ case("oscillators with frequencies of their own, and amplitudes",
      lambda p, x, t: (x * jnp.sin(t[:, None] * p["f"])).sum(-1), {"f": f32(8)}, X, f32(3),
      f=())  # fmt: skip
 case("factors, both times a number", lambda p, x, s: x @ ((s * p["a"]) @ (s * p["b"])),
-     FACTORS, X, NUMBER, a=Untold((0,)), b=Untold((0,)))  # fmt: skip
+     FACTORS, X, NUMBER, a=(0,), b=(0,))  # fmt: skip
 case("a product of factors times a number", lambda p, x, s: x @ (s * (p["a"] @ p["b"])),
      FACTORS, X, NUMBER, a=(0,), b=(0,))  # fmt: skip
 case("latents and their projection, both times a number",
      lambda p, x, s: jnp.tanh(x @ (s * p["w"]) @ ((s * p["u"]) @ (s * p["w"])).T),
-     {"u": f32(9, 8), "w": W}, X, NUMBER, u=Untold(()), w=(0,))  # fmt: skip
+     {"u": f32(9, 8), "w": W}, X, NUMBER, u=Untold(()), w=Untold((0,)))  # fmt: skip
 EACH = f32(3, 1, 1)  # a number for each example
 case("factors, both times a number of each example",
      lambda p, x, s: jnp.einsum("bi,bio->bo", x, (s * p["a"]) @ (s * p["b"])),
-     FACTORS, X, EACH, a=Untold((0,)), b=Untold((0,)))  # fmt: skip
+     FACTORS, X, EACH, a=(0,), b=(0,))  # fmt: skip
 case("slices of factors, each times a number, added up",
      lambda p, x, s: x @ sum((s * p["a"])[:, r, None] * (s * p["b"])[r] for r in range(3)),
      FACTORS, X, NUMBER, a=Untold((0,)), b=Untold((0,)))  # fmt: skip
@@ -390,9 +390,6 @@ case("a block-diagonal matrix times a number, behind a gain",
      lambda p, x, s: (x * p["g"]).reshape(3, 8)
      @ jnp.einsum("gio,gh->giho", s * p["w"], np.eye(2)).reshape(8, 10),
      {"g": f32(4), "w": f32(2, 4, 5)}, f32(3, 2, 4), NUMBER, g=(), w=Untold((1,)))  # fmt: skip
-case("experts times a number, of which one-hots choose one in an einsum",
-     lambda p, x, i, s: jnp.einsum("bi,be,eio->bo", x, jax.nn.one_hot(i, 4), s * p["w"]),
-     {"w": f32(4, 8, 6)}, X, IDS, NUMBER, w=(1,))  # fmt: skip
 
 
 def in_columns(p, x, s):

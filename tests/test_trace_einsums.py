@@ -66,6 +66,13 @@ def test_one_hots_choose_an_expert(sizes):
     assert answers(fn, f32(e, i, o), i32(t), f32(t), f32(t, i)) == {"params": (1,)}
 
 
+def test_one_hots_choose_an_expert_of_weights_times_a_number():
+    fn = lambda w, x, i, s: jnp.einsum(  # noqa: E731
+        "bi,be,eio->bo", x, jax.nn.one_hot(i, 4), s * w
+    )
+    assert answers(fn, f32(4, 8, 6), f32(3, 8), i32(3), f32()) == {"params": (1,)}
+
+
 @pytest.mark.parametrize("eye", [jnp.eye, lambda n: np.eye(n, dtype=np.float32)])
 def test_an_identity_chooses_the_matrix_of_each_group(eye):
     fn = lambda w, x: jnp.einsum("bgi,gh,hio->bgo", x, eye(4), w)  # noqa: E731

@@ -98,9 +98,10 @@ def multiply(trace: "Walk", a: Value, b: Value, shape: Shape) -> Value:
             unknown=a.unknown or b.unknown,
         )
     a, b = _without_own_sums(a, (b,)), _without_own_sums(b, (a,))
-    terms = [*_times(a, b, numbers), *_times(b, a, numbers)]
-    if not (a.kind == Kind.DATA or b.kind == Kind.DATA):
-        terms += [_product(s, t) for s, t in itertools.product(a.terms, b.terms)]
+    factors = _is_factor(a) and _is_factor(b)
+    terms = [_product(s, t) for s, t in itertools.product(a.terms, b.terms)] if factors else []
+    if kind != Kind.DATA or not factors:
+        terms += [*_times(a, b, numbers), *_times(b, a, numbers)]
     if _is_unknown(a) or _is_unknown(b):
         terms = [t._replace(unsure=Why.EITHER) for t in terms]
     for x, y in ((a, b), (b, a)):
@@ -110,6 +111,7 @@ def multiply(trace: "Walk", a: Value, b: Value, shape: Shape) -> Value:
     return tidied(trace, Value(
         shape, kind, varies, tuple(terms), echoes, seen=a.seen | b.seen, loops=a.loops | b.loops,
         blurred=a.blurred or b.blurred, unknown=a.unknown or b.unknown, one_hot=_hot(a, b),
+        in_terms=a.in_terms or b.in_terms,
     ), product=True)  # fmt: skip
 
 
@@ -179,6 +181,18 @@ def _has_constants_beside(value: Value) -> bool:
     return not any([t.constants and not besides(value.varies, t.constants) for t in value.terms])
 
 
+def _is_factor(value: Value) -> bool:
+    """Whether it is made of parameters, and of data that does not vary along all of their axes."""
+    if value.kind != Kind.DATA:
+        return value.kind == Kind.PARAMETER
+    free = all(
+        t.data is None
+        or (not (t.is_rows or t.bent) and all(axes_of(without(n.dims, t.data)) for n in t.nodes))
+        for t in value.terms
+    )
+    return value.in_terms and free and bool(value.terms) and not value.echoes
+
+
 def _with_data(t: Term, b: Value, support: Dims) -> Term:
     """A term times data, of which the support is given."""
     if _is_own_statistic(t, b, support):
@@ -187,7 +201,7 @@ def _with_data(t: Term, b: Value, support: Dims) -> Term:
         return t._replace(last=support if t.last is None else vary(t.last, support))
     chosen = t.is_rows
     return t._replace(
-        open=functools.reduce(both, [_open(u, chosen) for u in b.terms], t.open),
+        paired=t.paired or (chosen and any([u.is_rows for u in b.terms])),
         data=support if chosen or t.data is None else vary(t.data, support),
         rows=None if chosen else t.data,
         last=support,
@@ -197,15 +211,6 @@ def _with_data(t: Term, b: Value, support: Dims) -> Term:
         learned=t.learned | b.learned,
         blurred=t.blurred or b.blurred,
     )
-
-
-def _open(t: Term, beside_rows: bool) -> Dims | None:
-    """Along which parameters vary in a product with data, and the data does not."""
-    dims = None
-    for n in t.nodes if beside_rows or not t.is_rows else ():
-        alone = n.dims if t.data is None or t.is_rows else without(n.dims, t.data)
-        dims = both(dims, alone if axes_of(alone) else None)
-    return dims
 
 
 def _is_own_statistic(t: Term, data: Value, support: Dims) -> bool:
@@ -266,7 +271,7 @@ def _product(s: Term, t: Term) -> Term:
         s.bent or t.bent,
         _is_curved(s) or _is_curved(t) or len(nodes) < len(s.nodes) + len(t.nodes),
         picked := both(s.picked, t.picked),
-        both(s.open, t.open),
+        s.paired or t.paired,
         both(s.hot, t.hot) if picked is None else None,
         loops=s.loops | t.loops,
         seen=s.seen | t.seen,
@@ -364,9 +369,11 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape, is_sum: bool = Fal
             terms = [t._replace(residual=True) for t in terms]
     blurred = _blurred(values)
     unknown = kind == Kind.PARAMETER and any(map(_is_unknown, values))
+    in_terms = all(v.in_terms for v in values) and not any(joining)
     result = Value(
-        shape, kind, varies, tuple(terms), regrouped(echoes), seen, loops, blurred, unknown=unknown
-    )
+        shape, kind, varies, tuple(terms), regrouped(echoes), seen, loops, blurred, unknown=unknown,
+        in_terms=in_terms,
+    )  # fmt: skip
     if unknown:
         result = result._replace(terms=tuple(t._replace(unsure=Why.EITHER) for t in result.terms))
     elif is_sum and kind == Kind.PARAMETER and len(result.terms) > 1:
@@ -548,7 +555,7 @@ def _with_evidence(trace: "Walk", value: Value) -> Value:
             support = value.support
             told = frozenset(p for t in (*full, *networks) for p in t.params)
             echoes = [e._replace(oriented=told) for t in vectors for e in added(trace, t, support)]
-            return Value(value.shape, Kind.DATA, support, (), regrouped(echoes), value.seen)
+            return Value(value.shape, Kind.DATA, support, (), regrouped(echoes), seen=value.seen)
         if networks:
             terms = tuple(t._replace(unsure=Why.EITHER) for t in value.terms)
             return value._replace(terms=terms)

@@ -169,7 +169,8 @@ def summed(trace: "Walk", value: Value, over: Sequence[int], dot: bool = False) 
         for n in t.nodes
     )
     echoes += [_sum_echo(trace, value, e, over, weighted, dot) for e in value.echoes]
-    result = value.plain()._replace(varies=varies, terms=tuple(terms), echoes=())
+    in_terms = value.in_terms and len(terms) == len(value.terms)
+    result = value.plain()._replace(varies=varies, terms=tuple(terms), echoes=(), in_terms=in_terms)
     left = [e for e in echoes if e.sliced or e.pending or e.parts or _in(e.dims, stay)]
     moved = regrouped([e.moved(keep) for e in left])
     return result.moved(keep, shape)._replace(echoes=moved)
@@ -319,7 +320,8 @@ def _sum_without_data(s: _Sum) -> Result:
     if not summed_nodes:
         return [s.rest()], []
     constant = t.constants is not None and any(has_axes(d) for d in s.at(t.constants))
-    if t.data is not None:
+    numbers = t.data is not None and not any(met(n.dims, t.data) for n in t.nodes)
+    if t.data is not None and not (numbers and sum(bool(s.alone[i]) for i in summed_nodes) > 1):
         return _sum_beside_data(s, summed_nodes, constant)
     if t.bent and t.edges and any(sum(has_axes(n.dims[d]) for n in t.nodes) > 1 for d in s.over):
         trace.refuse(t.params, Why.BENT_NETWORK)
@@ -424,7 +426,9 @@ def _sum_beside_data(s: _Sum, nodes: Sequence[int], constant: bool) -> Result:
     if len(weights) != 1 or constant or t.edges or refusal:
         s.refuse(nodes, refusal or Why.BESIDE_DATA, {})
         return [], []
-    return _settled(s, {weights[0]: s.gone[weights[0]]}, weights)
+    _, echoes = _settled(s, {weights[0]: s.gone[weights[0]]}, weights)
+    made_of = frozenset(n.param for i, n in enumerate(t.nodes) if i not in weights)
+    return [], [e._replace(learned=e.learned | made_of) for e in echoes]
 
 
 def _sum_with_data(s: _Sum) -> Result:
@@ -482,8 +486,8 @@ def _sum_with_data(s: _Sum) -> Result:
         return [], []
     fan_in = directed(t, roots)
     weights = _with_outputs(s, roots, fan_in or {}) or _with_one_output(s, roots)
-    refusal = _why_unclear(s, [i for i in roots if i in weights or not weights], data)
-    if _meets_a_weight(s, weights):
+    refusal = _why_unclear(s, _without_fewer_outputs(s, roots, weights), data)
+    if t.paired and any(t.picked is None or t.nodes[i].chosen for i in weights):
         refusal = refusal or Why.EITHER
     if fan_in is None or refusal:
         s.refuse(list(roots), refusal or Why.TWO_SIDES, fan_in or {})
@@ -507,6 +511,16 @@ def _sum_with_data(s: _Sum) -> Result:
         s.refuse(weights, Why.SCALE, fan_in)
         return [], []
     return _settled(s, fan_in, weights)
+
+
+def _without_fewer_outputs(s: _Sum, roots: Iterable[int], weights: Sequence[int]) -> Sequence[int]:
+    """The factors that data meets, but for those that scale the inputs of another."""
+    if not weights:
+        return [*roots]
+    outputs = {i: s.outputs(i) for i in roots if i in weights}
+    if s.t.edges:
+        return [*outputs]
+    return [i for i, o in outputs.items() if not any(map(o.are_fewer, outputs.values()))]
 
 
 def _without_scales(
@@ -533,9 +547,10 @@ def _without_scales(
         return None
     frozen = s.t.constants if by_constants and not s.t.edges else None
     if frozen is not None:  # what has rows in any term of the sum, as noise has, is no weight
-        apart = [u for u in s.value.terms if u is s.t or u.open is None]
-        rows = functools.reduce(vary, [u.data for u in apart if u.data is not None])
-        frozen = without(s.blank(frozen), s.blank(rows))
+        assert s.t.data is not None
+        apart = [u for u in s.value.terms if not any(u.seen >> p & 1 for p in s.t.params)]
+        others = [u.data for u in apart if u.data is not None]
+        frozen = without(s.blank(frozen), s.blank(functools.reduce(vary, others, s.t.data)))
     beside = frozen is not None and any(besides(frozen, o.dims) for o in factors.values())
     if beside or not factors.keys() <= {*weights}:  # or data varies along their equal outputs too
         s.refuse(ends, Why.SCALE, {})
@@ -599,15 +614,6 @@ def _with_outputs(s: _Sum, roots: dict[int, AxisSet], fan_in: dict[int, AxisSet]
         return goes_beyond(s.t, i) or bool(summed_axes(s.t, i) - axes)
 
     return [i for i, axes in fan_in.items() if i != CONSTANT and has_outputs(i, axes)]
-
-
-def _meets_a_weight(s: _Sum, weights: Sequence[int]) -> bool:
-    """Whether the data of a weight may as well be one, and this its data."""
-    t = s.t
-    if t.open is None or not any(map(has_axes, s.at(t.open))):
-        return False
-    may_be = any(t.picked is None or t.nodes[i].chosen for i in weights)
-    return may_be and any(u.open is not None for u in s.value.terms if u is not t)
 
 
 def _with_one_output(s: _Sum, roots: dict[int, AxisSet]) -> list[int]:
@@ -723,12 +729,16 @@ def _settled(s: _Sum, fan_in: dict[int, AxisSet], weights: Sequence[int]) -> Res
     assert t.data is not None
     rows = s.blank(t.data)
     covered = functools.reduce(vary, [s.blank(t.nodes[i].dims) for i in weights], rows)
+    # What scales the inputs of a weight makes others of them along each of its own axes.
+    scales = [s.blank(n.dims) for i, n in enumerate(t.nodes) if s.gone[i] and i not in weights]
+    inputs = functools.reduce(vary, scales, rows)
     for i, n in enumerate(t.nodes):
         if i in weights:
             # Axes of length 1 have no role, yet among contracted ones they belong to the fan-in.
             ones = frozenset(a for dim in s.at(n.dims) for f in dim for a in f.axes if f.size == 1)
-            record_weight(s.trace, t, i, fan_in[i] | ones, s.alone[i], s.shared(i))
             dims = s.blank(n.dims)
+            copies = s.shared(i) | met(dims, inputs)
+            record_weight(s.trace, t, i, fan_in[i] | ones, s.alone[i], copies)
             # Copies are no rows, and what they index no outputs.
             left = used(s.trace, t, n._replace(dims=without(dims, rows)), without(rows, dims))
             if not s.dot and s.alone[i] and s.shared(i):  # a dot says itself what a unit is

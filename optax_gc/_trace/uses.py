@@ -172,8 +172,7 @@ def with_slices_joined(trace: "Walk", value: Value, final: bool = True) -> Value
             trace.use([p], "elementwise")  # each scales what the ones before it went into
             continue
         several = len({t.seen for t in group}) > 1  # not shifts of one value, as a convolution's
-        unclear = any(t.bent or t.unsure or t.open is not None for t in group)
-        if not covered or after or unclear:
+        if not covered or after or any(t.bent or t.unsure for t in group):
             trace.refuse([p], Why.SLICES, NONE if after else axes)
             continue
         if not own_axes(group[0].nodes[0]) or several:
@@ -184,7 +183,8 @@ def with_slices_joined(trace: "Walk", value: Value, final: bool = True) -> Value
     if not gone:
         return value
     terms = tuple(t for t in value.terms if t not in gone)
-    return value._replace(varies=value.support, terms=terms, echoes=regrouped(echoes))
+    left = value._replace(varies=value.support, terms=terms, echoes=regrouped(echoes))
+    return left._replace(in_terms=False)
 
 
 def contracted(trace: "Walk", t: Term, fan_in: AxisSet) -> Echo:
@@ -317,7 +317,8 @@ def is_scaled(value: Value) -> bool:
         and all(own_axes(n) and not (n.parts or met(n.dims, t.data)) for n in t.nodes)
         for t in value.terms
     )
-    return value.kind == Kind.DATA and bool(value.terms) and apart and not value.echoes
+    of_data = value.kind == Kind.DATA and value.in_terms and not value.echoes
+    return of_data and apart and bool(value.terms)
 
 
 def as_activation(trace: "Walk", value: Value) -> Value:

@@ -94,8 +94,7 @@ class Term(NamedTuple):
     bent: bool = False  # something nonlinear was done to a product
     curved: bool = False  # or to a parameter, such as a norm
     picked: Dims | None = None  # along which the indices vary that data chose rows by
-    # Along which parameters vary in the data that may be weights as well, and this what they meet.
-    open: Dims | None = None
+    paired: bool = False  # such rows, multiplied by rows that data chose of another parameter
     hot: Dims | None = None  # along which the data is one-hot, or was when it chose rows
     merged: bool = False  # added to a parameter of the same shape: an update of it
     unsure: str = ""  # why it would have to be refused as a weight
@@ -129,7 +128,6 @@ class Term(NamedTuple):
             rows=_moved(self.rows, g),
             last=_moved(self.last, g),
             picked=_moved(self.picked, f),
-            open=_moved(self.open, g),
             hot=_moved(self.hot, f),
         )
 
@@ -220,6 +218,7 @@ class Value(NamedTuple):
     counts: Dims | None = None  # an iota, and along which dimensions
     one_hot: Dims | None = None  # along which dimensions it has a single one
     number: int | None = None  # a scalar integer that is known
+    in_terms: bool = False  # whether no summand of it is made of constants or data alone
 
     def moved(
         self,

@@ -276,7 +276,14 @@ def walk(closed: Any, n_params: int, data: Sequence[bool]) -> set[Use]:
     shapes = [shape_of(v) for v in jaxpr.invars[:n_params]]
     trace = Walk(shapes, constants_are_data=not any(data))
     values = [
-        Value(shape, Kind.PARAMETER, foreign(shape), (Term((Node(p, own(shape)),)),), seen=1 << p)
+        Value(
+            shape,
+            Kind.PARAMETER,
+            foreign(shape),
+            (Term((Node(p, own(shape)),)),),
+            in_terms=True,
+            seen=1 << p,
+        )
         for p, shape in enumerate(shapes)
     ]
     for var, is_data in zip(jaxpr.invars[n_params:], data, strict=True):

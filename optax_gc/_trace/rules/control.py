@@ -216,7 +216,10 @@ def _summed_by_loop(
         echoes += total.echoes
     # What was refused or settled leaves the terms, and the value varies as before.
     varies = value.support if value.kind == Kind.DATA else value.varies
-    return value._replace(varies=varies, terms=once(terms), echoes=regrouped(echoes))
+    in_terms = value.in_terms and len(terms) == len(value.terms)
+    return value._replace(
+        varies=varies, terms=once(terms), echoes=regrouped(echoes), in_terms=in_terms
+    )
 
 
 def _of_others(parts: frozenset[Part], key: Any) -> frozenset[Part]:
