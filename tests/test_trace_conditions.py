@@ -368,6 +368,13 @@ case("slices of factors, each times a number, added up",
 case("a weight and an update of low rank times a number",
      lambda p, x, s: x @ (p["w"] + s * (p["a"] @ p["b"])),
      FACTORS | {"w": W}, X, NUMBER, w=(0,), a=(0,), b=(0,))  # fmt: skip
+case("a weight and an update whose factors are both times a number",
+     lambda p, x, s: x @ (p["w"] + (s * p["a"]) @ (s * p["b"])),
+     FACTORS | {"w": W}, X, NUMBER, w=(0,), a=(0,), b=(0,))  # fmt: skip
+case("a frozen weight and another times a number, before a layer",
+     lambda p, x, s: x @ ((lax.stop_gradient(p["u"]) + s * p["v"]) @ p["w"]),
+     {"u": f32(8, 3), "v": f32(8, 3), "w": f32(3, 6)}, X, NUMBER,
+     u=(), v=(0,), w=(0,))  # fmt: skip
 case("weights between which a number interpolates",
      lambda p, x, s: x @ (s * p["w"] + (1 - s) * p["v"]), {"w": W, "v": W}, X, NUMBER,
      w=(0,), v=(0,))  # fmt: skip

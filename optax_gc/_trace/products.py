@@ -111,7 +111,7 @@ def multiply(trace: "Walk", a: Value, b: Value, shape: Shape) -> Value:
     return tidied(trace, Value(
         shape, kind, varies, tuple(terms), echoes, seen=a.seen | b.seen, loops=a.loops | b.loops,
         blurred=a.blurred or b.blurred, unknown=a.unknown or b.unknown, one_hot=_hot(a, b),
-        in_terms=a.in_terms or b.in_terms,
+        in_terms=a.is_in_terms or b.is_in_terms,
     ), product=True)  # fmt: skip
 
 
@@ -190,7 +190,7 @@ def _is_factor(value: Value) -> bool:
         or (not (t.is_rows or t.bent) and all(axes_of(without(n.dims, t.data)) for n in t.nodes))
         for t in value.terms
     )
-    return value.in_terms and free and bool(value.terms) and not value.echoes
+    return value.is_in_terms and free
 
 
 def _with_data(t: Term, b: Value, support: Dims) -> Term:
@@ -369,7 +369,7 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape, is_sum: bool = Fal
             terms = [t._replace(residual=True) for t in terms]
     blurred = _blurred(values)
     unknown = kind == Kind.PARAMETER and any(map(_is_unknown, values))
-    in_terms = all(v.in_terms for v in values) and not any(joining)
+    in_terms = all(v.is_in_terms for v in values) and not any(joining)
     result = Value(
         shape, kind, varies, tuple(terms), regrouped(echoes), seen, loops, blurred, unknown=unknown,
         in_terms=in_terms,

@@ -183,8 +183,9 @@ def with_slices_joined(trace: "Walk", value: Value, final: bool = True) -> Value
     if not gone:
         return value
     terms = tuple(t for t in value.terms if t not in gone)
-    left = value._replace(varies=value.support, terms=terms, echoes=regrouped(echoes))
-    return left._replace(in_terms=False)
+    return value._replace(
+        varies=value.support, terms=terms, echoes=regrouped(echoes), in_terms=False
+    )
 
 
 def contracted(trace: "Walk", t: Term, fan_in: AxisSet) -> Echo:
@@ -317,8 +318,7 @@ def is_scaled(value: Value) -> bool:
         and all(own_axes(n) and not (n.parts or met(n.dims, t.data)) for n in t.nodes)
         for t in value.terms
     )
-    of_data = value.kind == Kind.DATA and value.in_terms and not value.echoes
-    return of_data and apart and bool(value.terms)
+    return value.kind == Kind.DATA and value.is_in_terms and apart
 
 
 def as_activation(trace: "Walk", value: Value) -> Value:

@@ -218,7 +218,7 @@ class Value(NamedTuple):
     counts: Dims | None = None  # an iota, and along which dimensions
     one_hot: Dims | None = None  # along which dimensions it has a single one
     number: int | None = None  # a scalar integer that is known
-    in_terms: bool = False  # whether no summand of it is made of constants or data alone
+    in_terms: bool = False  # of its terms, whether they are all: no summand is without parameters
 
     def moved(
         self,
@@ -258,6 +258,11 @@ class Value(NamedTuple):
         if self.counts is None and self.one_hot is None and self.number is None:
             return self
         return self._replace(counts=None, one_hot=None, number=None)
+
+    @property
+    def is_in_terms(self) -> bool:
+        """Whether each of its summands has parameters whose use is still to come."""
+        return self.in_terms and bool(self.terms) and not self.echoes
 
     @property
     def support(self) -> Dims:

@@ -281,8 +281,8 @@ def walk(closed: Any, n_params: int, data: Sequence[bool]) -> set[Use]:
             Kind.PARAMETER,
             foreign(shape),
             (Term((Node(p, own(shape)),)),),
-            in_terms=True,
             seen=1 << p,
+            in_terms=True,
         )
         for p, shape in enumerate(shapes)
     ]

@@ -162,9 +162,8 @@ def conv_general_dilated(trace: "Walk", eqn: Any, image: Value, kernel: Value) -
         for t in pure:
             trace.use(t.params, "elementwise")
         terms = tuple(t for t in image.terms if t.data is not None)
-        image = image._replace(terms=terms, kind=Kind.DATA, varies=image.support)._replace(
-            in_terms=False
-        )
+        left = {"terms": terms, "kind": Kind.DATA, "varies": image.support, "in_terms": False}
+        image = image._replace(**left)
     full = (*grouped, *(kernel.shape[d] for d in k_sum))
     result = contract(trace, image, kernel, i_onto, k_onto, full, len(grouped))
     return result.moved(lambda dims: reshape(dims, shape), shape)
