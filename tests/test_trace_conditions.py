@@ -375,6 +375,9 @@ case("a frozen weight and another times a number, before a layer",
      lambda p, x, s: x @ ((lax.stop_gradient(p["u"]) + s * p["v"]) @ p["w"]),
      {"u": f32(8, 3), "v": f32(8, 3), "w": f32(3, 6)}, X, NUMBER,
      u=(), v=(0,), w=(0,))  # fmt: skip
+case("a weight times a number over the norm of another",
+     lambda p, x, s: x @ (s * p["w"] / jnp.linalg.norm(p["v"])), {"w": W, "v": W}, X, NUMBER,
+     w=(0,), v=())  # fmt: skip
 case("weights between which a number interpolates",
      lambda p, x, s: x @ (s * p["w"] + (1 - s) * p["v"]), {"w": W, "v": W}, X, NUMBER,
      w=(0,), v=(0,))  # fmt: skip

@@ -14,7 +14,7 @@ import test_trace_conditions as conditions
 import test_trace_evidence as evidence
 import trace_spellings
 from second_opinion import DontKnow, opinion, reached, second_opinion
-from trace_everything import ADDED, DERIVATIVES, LOOKUPS, built, everything, is_known
+from trace_everything import ADDED, DERIVATIVES, FACTORS, LOOKUPS, built, everything, is_known
 from trace_support import answers, f32, linen, promoting, verdicts_of
 
 UNREACHED = "no gradient reaches it"
@@ -26,7 +26,7 @@ def opinions():
     """(program, path, axes, how they compare, what the second reader says) of all parameters."""
     found = []
     for name, build, _ in everything(models=EVERYTHING):
-        if is_known(name) or any(of in name for of in (*LOOKUPS, *ADDED, *DERIVATIVES)):
+        if is_known(name) or any(of in name for of in (*LOOKUPS, *ADDED, *FACTORS, *DERIVATIVES)):
             continue
         program = built(build)
         theirs = answers(*program)

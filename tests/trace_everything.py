@@ -90,6 +90,8 @@ KNOWN = (
 LOOKUPS = ("one-hots", "one_hots", "labels choose", "then_looked_up")
 # Backwards, what is added to a weight looks like what is added to activations.
 ADDED = ("quantization_with_an_offset", "shared_weight_plus_one")
+# Backwards, a factor times inputs is what the other factor meets.
+FACTORS = ("both times a number",)
 # The backward program of what has a gradient in it is that of second derivatives.
 DERIVATIVES = ("a force: the gradient", "a prediction and its derivative")
 # Inputs that are the same for all examples: with one for each, they are rows, not weights.

@@ -184,13 +184,15 @@ def _has_constants_beside(value: Value) -> bool:
 def _is_factor(value: Value) -> bool:
     """Whether it is made of parameters, and of data that does not vary along all of their axes."""
     if value.kind != Kind.DATA:
-        return value.kind == Kind.PARAMETER
-    free = all(
+        return value.kind == Kind.PARAMETER and bool(value.terms)
+    return value.is_in_terms and all(
         t.data is None
-        or (not (t.is_rows or t.bent) and all(axes_of(without(n.dims, t.data)) for n in t.nodes))
+        or (
+            not (t.is_rows or t.bent)
+            and all(n.parts or axes_of(without(n.dims, t.data)) for n in t.nodes)
+        )
         for t in value.terms
     )
-    return value.is_in_terms and free
 
 
 def _with_data(t: Term, b: Value, support: Dims) -> Term:
@@ -369,7 +371,7 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape, is_sum: bool = Fal
             terms = [t._replace(residual=True) for t in terms]
     blurred = _blurred(values)
     unknown = kind == Kind.PARAMETER and any(map(_is_unknown, values))
-    in_terms = all(v.is_in_terms for v in values) and not any(joining)
+    in_terms = all(v.is_in_terms or _is_number(v) for v in values) and not any(joining)
     result = Value(
         shape, kind, varies, tuple(terms), regrouped(echoes), seen, loops, blurred, unknown=unknown,
         in_terms=in_terms,
@@ -381,13 +383,18 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape, is_sum: bool = Fal
     return tidied(trace, result)
 
 
+def _is_number(value: Value) -> bool:
+    """Whether it is one number for all elements, such as the zeros that a loop begins with."""
+    return value.kind == Kind.CONSTANT and not axes_of(value.varies)
+
+
 def _joining(values: Sequence[Value], is_sum: bool) -> list[bool]:
     """Which of several values become part of the activation that the others are.
 
     In a sum, a parameter times numbers, one for all or one for each example, is a parameter.
     """
     parameters = [v.kind != Kind.DATA for v in values]
-    if all(parameters):
+    if all(parameters) or not any([v.terms or v.echoes for v in values]):
         return [False] * len(values)
     joining = [p or (is_sum and is_scaled(v)) for p, v in zip(parameters, values, strict=True)]
     if not all(joining):

@@ -32,6 +32,7 @@ from .uses import (
     goes_beyond,
     has_open_ends,
     is_all,
+    of_numbers,
     of_shards,
     of_windows,
     record_weight,
@@ -255,6 +256,10 @@ class _Sum:
         ones = any(f.size == 1 for n in dims for dim in self.blank(n) for f in dim)
         return _Outputs(self.apart(functools.reduce(vary, dims)), ones, slices)
 
+    def has_outputs(self, i: int) -> bool:
+        """Whether a node has axes that stay, or is seen in slices that no data chose of such."""
+        return bool(self.alone[i] or (self.t.picked is None and self.outputs(i).slices))
+
     def _scales_others(self, i: int) -> bool:
         """Whether a node has fewer outputs than another, or fewer of its slices are seen."""
         mine = self.outputs(i)
@@ -320,8 +325,8 @@ def _sum_without_data(s: _Sum) -> Result:
     if not summed_nodes:
         return [s.rest()], []
     constant = t.constants is not None and any(has_axes(d) for d in s.at(t.constants))
-    numbers = t.data is not None and not any(met(n.dims, t.data) for n in t.nodes)
-    if t.data is not None and not (numbers and sum(bool(s.alone[i]) for i in summed_nodes) > 1):
+    factors = of_numbers(t) and sum(map(s.has_outputs, summed_nodes)) > 1
+    if t.data is not None and not factors:
         return _sum_beside_data(s, summed_nodes, constant)
     if t.bent and t.edges and any(sum(has_axes(n.dims[d]) for n in t.nodes) > 1 for d in s.over):
         trace.refuse(t.params, Why.BENT_NETWORK)
@@ -420,15 +425,18 @@ def _sum_beside_data(s: _Sum, nodes: Sequence[int], constant: bool) -> Result:
         rest = s.rest()
         others = tuple(n for j, n in enumerate(rest.nodes) if j != i)
         return [rest._replace(nodes=others)] if others else [], left
-    weights = [i for i in nodes if s.alone[i]]
+    weights = [i for i in nodes if s.has_outputs(i)]
     assert t.data is not None
     refusal = _why_unclear(s, weights, s.at(t.data))
     if len(weights) != 1 or constant or t.edges or refusal:
         s.refuse(nodes, refusal or Why.BESIDE_DATA, {})
         return [], []
     _, echoes = _settled(s, {weights[0]: s.gone[weights[0]]}, weights)
-    made_of = frozenset(n.param for i, n in enumerate(t.nodes) if i not in weights)
-    return [], [e._replace(learned=e.learned | made_of) for e in echoes]
+    others = frozenset(n.param for i, n in enumerate(t.nodes) if i not in weights)
+    echoes = [e._replace(learned=e.learned | others) for e in echoes]
+    if of_numbers(t):  # which are no rows
+        echoes = [e._replace(rows=foreign(s.value.shape)) for e in echoes]
+    return [], echoes
 
 
 def _sum_with_data(s: _Sum) -> Result:
@@ -489,7 +497,7 @@ def _sum_with_data(s: _Sum) -> Result:
     refusal = _why_unclear(s, _without_fewer_outputs(s, roots, weights), data)
     if t.paired and any(t.picked is None or t.nodes[i].chosen for i in weights):
         refusal = refusal or Why.EITHER
-    if fan_in is None or refusal:
+    if fan_in is None or refusal or _is_sliced_otherwise(s, roots, weights):
         s.refuse(list(roots), refusal or Why.TWO_SIDES, fan_in or {})
         return [], []
     behind = {i for edge in t.edges if CONSTANT in dict(edge) for i, _ in edge}
@@ -614,6 +622,13 @@ def _with_outputs(s: _Sum, roots: dict[int, AxisSet], fan_in: dict[int, AxisSet]
         return goes_beyond(s.t, i) or bool(summed_axes(s.t, i) - axes)
 
     return [i for i, axes in fan_in.items() if i != CONSTANT and has_outputs(i, axes)]
+
+
+def _is_sliced_otherwise(s: _Sum, roots: Iterable[int], weights: Sequence[int]) -> bool:
+    """Whether beside weights a factor without outputs is seen in slices that they are not."""
+    slices = frozenset().union(*(s.outputs(i).slices for i in weights))
+    others = [i for i in roots if weights and i not in weights and i != CONSTANT]
+    return any(not s.outputs(i).slices <= slices for i in others)
 
 
 def _with_one_output(s: _Sum, roots: dict[int, AxisSet]) -> list[int]:

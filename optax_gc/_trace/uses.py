@@ -310,15 +310,25 @@ def refuse_network(trace: "Walk", t: Term) -> None:
         trace.refuse([node.param], Why.EITHER, summed_axes(t, i), partners)
 
 
+def of_numbers(t: Term) -> bool:
+    """Whether it is multiplied by inputs that have none of the axes of its parameters."""
+    if t.data is None or t.picked is not None:
+        return False
+    return not any(met(n.dims, t.data) for n in t.nodes)
+
+
 def is_scaled(value: Value) -> bool:
     """Whether it is made of parameters, and of inputs that have none of their axes."""
-    apart = all(
-        t.data is not None
-        and not (t.is_rows or t.bent)
-        and all(own_axes(n) and not (n.parts or met(n.dims, t.data)) for n in t.nodes)
-        for t in value.terms
+    return (
+        value.kind == Kind.DATA
+        and value.is_in_terms
+        and all(
+            t.data is not None
+            and not (t.is_rows or t.bent)
+            and all(own_axes(n) and not (n.parts or met(n.dims, t.data)) for n in t.nodes)
+            for t in value.terms
+        )
     )
-    return value.kind == Kind.DATA and value.is_in_terms and apart
 
 
 def as_activation(trace: "Walk", value: Value) -> Value:

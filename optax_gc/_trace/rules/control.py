@@ -12,6 +12,7 @@ from ..liveness import CALLS, CUSTOM_CALLS
 from ..products import join, multiply
 from ..reasons import Why
 from ..sums import summed
+from ..uses import of_numbers
 from ..values import Echo, Kind, Node, Part, Term, Value, once, own_axes, regrouped
 from .slicing import whole_hot
 
@@ -204,6 +205,8 @@ def _summed_by_loop(
             trace.refuse(t.params, Why.SLICES)
         elif scale and trace.is_seen_of(key, t.seen):
             trace.refuse(t.params, Why.SCALE)
+        elif sum(bool(n.parts & new) for n in t.nodes) > 1 and of_numbers(t):
+            trace.refuse(t.params, Why.EITHER)  # the numbers may be others in each step
         elif t.picked is not None and not t.is_rows:  # by other indices in each step, or the same
             trace.refuse(t.params, Why.SLICES)
         else:
