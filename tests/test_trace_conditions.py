@@ -528,6 +528,9 @@ case(
 SQUARE = f32(8, 8)
 case("a weight times something unknown of another", lambda p, x: x @ (p["c"] * unknown(p["a"])),
      {"a": SQUARE, "c": SQUARE}, X, a=REFUSED, c=REFUSED)  # fmt: skip
+case("a weight, inputs and something unknown of another in an einsum",
+     lambda p, x: jnp.einsum("bi,jo,ij->bo", x, unknown(p["a"]), p["w"]),
+     {"a": SQUARE, "w": SQUARE}, X, a=REFUSED, w=REFUSED)  # fmt: skip
 case("something unknown of a latent, then a layer with a bias",
      lambda p, x: jnp.tanh(unknown(p["a"]) @ p["b"] + p["c"]) @ x,
      {"a": SQUARE, "b": W, "c": f32(6)}, f32(6, 3), a=REFUSED, b=REFUSED, c=REFUSED)  # fmt: skip

@@ -103,7 +103,7 @@ def multiply(trace: "Walk", a: Value, b: Value, shape: Shape) -> Value:
     if kind != Kind.DATA or not factors:
         terms += [*_times(a, b, numbers), *_times(b, a, numbers)]
     if _is_unknown(a) or _is_unknown(b):
-        terms = [t._replace(unsure=Why.EITHER) for t in terms]
+        terms = [t._replace(unsure=t.unsure or Why.EITHER) for t in terms]
     for x, y in ((a, b), (b, a)):
         if x.kind == Kind.PARAMETER and y.kind == Kind.DATA:
             _note_pooled(trace, x, y)
@@ -377,7 +377,7 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape, is_sum: bool = Fal
         in_terms=in_terms,
     )  # fmt: skip
     if unknown:
-        result = result._replace(terms=tuple(t._replace(unsure=Why.EITHER) for t in result.terms))
+        result = result.in_doubt(Why.EITHER)
     elif is_sum and kind == Kind.PARAMETER and len(result.terms) > 1:
         result = _with_evidence(trace, result)
     return tidied(trace, result)
@@ -564,8 +564,7 @@ def _with_evidence(trace: "Walk", value: Value) -> Value:
             echoes = [e._replace(oriented=told) for t in vectors for e in added(trace, t, support)]
             return Value(value.shape, Kind.DATA, support, (), regrouped(echoes), seen=value.seen)
         if networks:
-            terms = tuple(t._replace(unsure=Why.EITHER) for t in value.terms)
-            return value._replace(terms=terms)
+            return value.in_doubt(Why.EITHER)
     if full and networks:
         updates = all(has_open_ends(t) for t in networks)
         terms = tuple(

@@ -246,6 +246,10 @@ class Value(NamedTuple):
             one_hot=None if self.one_hot is None else f(self.one_hot),
         )
 
+    def in_doubt(self, why: str) -> "Value":
+        """The value, of which no parameter can be told to be a weight."""
+        return self._replace(terms=tuple([t._replace(unsure=t.unsure or why) for t in self.terms]))
+
     def without_gradient(self) -> "Value":
         """The value where no gradient flows: parameters in it are constants."""
         kind = Kind.CONSTANT if self.kind == Kind.PARAMETER else self.kind

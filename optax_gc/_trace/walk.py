@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 
 from . import jaxprs
-from .digits import NONE, AxisSet, Shape, foreign, has_axes, own, varying
+from .digits import NONE, AxisSet, Shape, axes_of, foreign, has_axes, own, varying
 from .jaxprs import Derivative, is_inexact, is_literal, shape_of
 from .liveness import Flags, Liveness
 from .products import axes, check_slices
@@ -187,6 +187,9 @@ class Walk:
     def opaque(self, eqn: Any, values: Sequence[Value]) -> list[Value]:
         """What is known after an operation that nothing is known about."""
         kind = max((v.kind for v in values), default=Kind.CONSTANT)
+        numbers = not any(v.kind == Kind.DATA and axes_of(v.support) for v in values)
+        if numbers and any(v.kind == Kind.PARAMETER for v in values):
+            kind = Kind.PARAMETER
         name = eqn.primitive.name
         why = (name in RULES and jaxprs.unknown(eqn)) or f"there is no rule for {name}"
         seen = 0

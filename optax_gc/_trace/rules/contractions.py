@@ -29,6 +29,8 @@ def einsum(trace: "Walk", eqn: Any, *values: Value) -> Value:
     First one-hots choose rows. Then weights are multiplied, and summed over what nothing else has:
     they are one weight. Then all, inputs first.
     """
+    if any(v.kind == Kind.PARAMETER and v.unknown for v in values):  # which may be weights too
+        values = tuple([v.in_doubt(Why.EITHER) for v in values])
     operands = [*zip(values, eqn.params["operands"], strict=True)]
     weights = [
         (v, x) for v, x in operands if (v.terms and v.kind == Kind.PARAMETER) or is_scaled(v)
@@ -71,8 +73,7 @@ def einsum_part(trace: "Walk", eqn: Any, a: Value, b: Value) -> Value:
     for value in (a, b):
         trace.refuse_all(value, Why.APART)
     result = dot_general(trace, eqn.params["equation"], a, b)
-    terms = tuple([t._replace(unsure=t.unsure or Why.APART) for t in result.terms])
-    return result._replace(terms=terms)
+    return result.in_doubt(Why.APART)
 
 
 def _product(
