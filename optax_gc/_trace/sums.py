@@ -523,11 +523,10 @@ def _sum_with_data(s: _Sum) -> Result:
 
 def _without_fewer_outputs(s: _Sum, roots: Iterable[int], weights: Sequence[int]) -> Sequence[int]:
     """The factors that data meets, but for those that scale the inputs of another."""
-    if not weights:
-        return [*roots]
-    outputs = {i: s.outputs(i) for i in roots if i in weights}
-    if s.t.edges:
-        return [*outputs]
+    met_by_data = [i for i in roots if i in weights or not weights]
+    if len(met_by_data) == 1 or not weights or s.t.edges:
+        return met_by_data
+    outputs = {i: s.outputs(i) for i in met_by_data}
     return [i for i, o in outputs.items() if not any(map(o.are_fewer, outputs.values()))]
 
 
@@ -626,8 +625,10 @@ def _with_outputs(s: _Sum, roots: dict[int, AxisSet], fan_in: dict[int, AxisSet]
 
 def _is_sliced_otherwise(s: _Sum, roots: Iterable[int], weights: Sequence[int]) -> bool:
     """Whether beside weights a factor without outputs is seen in slices that they are not."""
-    slices = frozenset().union(*(s.outputs(i).slices for i in weights))
     others = [i for i in roots if weights and i not in weights and i != CONSTANT]
+    if not others:
+        return False
+    slices = frozenset().union(*(s.outputs(i).slices for i in weights))
     return any(not s.outputs(i).slices <= slices for i in others)
 
 
@@ -752,7 +753,7 @@ def _settled(s: _Sum, fan_in: dict[int, AxisSet], weights: Sequence[int]) -> Res
             # Axes of length 1 have no role, yet among contracted ones they belong to the fan-in.
             ones = frozenset(a for dim in s.at(n.dims) for f in dim for a in f.axes if f.size == 1)
             dims = s.blank(n.dims)
-            copies = s.shared(i) | met(dims, inputs)
+            copies = met(dims, inputs)
             record_weight(s.trace, t, i, fan_in[i] | ones, s.alone[i], copies)
             # Copies are no rows, and what they index no outputs.
             left = used(s.trace, t, n._replace(dims=without(dims, rows)), without(rows, dims))
