@@ -530,7 +530,7 @@ case("a weight times something unknown of another", lambda p, x: x @ (p["c"] * u
      {"a": SQUARE, "c": SQUARE}, X, a=REFUSED, c=REFUSED)  # fmt: skip
 case("a weight, inputs and something unknown of another in an einsum",
      lambda p, x: jnp.einsum("bi,jo,ij->bo", x, unknown(p["a"]), p["w"]),
-     {"a": SQUARE, "w": SQUARE}, X, a=REFUSED, w=REFUSED)  # fmt: skip
+     {"a": SQUARE, "w": SQUARE}, X, a=REFUSED, w=Untold((0,)))  # fmt: skip
 case("something unknown of a latent, then a layer with a bias",
      lambda p, x: jnp.tanh(unknown(p["a"]) @ p["b"] + p["c"]) @ x,
      {"a": SQUARE, "b": W, "c": f32(6)}, f32(6, 3), a=REFUSED, b=REFUSED, c=REFUSED)  # fmt: skip
