@@ -187,9 +187,14 @@ class Walk:
     def opaque(self, eqn: Any, values: Sequence[Value]) -> list[Value]:
         """What is known after an operation that nothing is known about."""
         kind = max((v.kind for v in values), default=Kind.CONSTANT)
-        numbers = not any(v.kind == Kind.DATA and axes_of(v.support) for v in values)
-        if numbers and any(v.kind == Kind.PARAMETER for v in values):
-            kind = Kind.PARAMETER
+        made = [
+            v.kind == Kind.PARAMETER
+            or (v.is_in_terms and not any(t.data and axes_of(t.data) for t in v.terms))
+            for v in values
+        ]
+        others = [v for v, of_parameters in zip(values, made, strict=True) if not of_parameters]
+        if any(made) and not any(v.kind == Kind.DATA and axes_of(v.support) for v in others):
+            kind = Kind.PARAMETER  # the inputs are numbers
         name = eqn.primitive.name
         why = (name in RULES and jaxprs.unknown(eqn)) or f"there is no rule for {name}"
         seen = 0
