@@ -205,7 +205,7 @@ def _summed_by_loop(
             trace.refuse(t.params, Why.SLICES)
         elif scale and trace.is_seen_of(key, t.seen):
             trace.refuse(t.params, Why.SCALE)
-        elif sum(bool(n.parts & new) for n in t.nodes) > 1 and of_numbers(t):
+        elif sum(bool(n.parts & new) for n in t.nodes) > 1 and of_numbers(t) and not t.edges:
             trace.refuse(t.params, Why.EITHER)  # the numbers may be others in each step
         elif t.picked is not None and not t.is_rows:  # by other indices in each step, or the same
             trace.refuse(t.params, Why.SLICES)
