@@ -586,6 +586,11 @@ case("outputs and the trace of their second derivatives",
 case("outputs of the transpose, and a derivative",
      lambda p, x, y: (slope(p, x), y @ p["v"].T @ p["w"].T), MLP, X, f32(4, 3),
      w=REFUSED, v=REFUSED)  # fmt: skip
+case("inputs of the transpose, and a derivative of a layer of something unknown",
+     lambda p, x, y: (
+         jax.jvp(lambda z: jnp.tanh(z @ jnp.sort(p["v"], 0)), (x,), (jnp.ones_like(x),))[1],
+         y @ p["v"].T,
+     ), {"v": f32(6, 3)}, f32(3, 6), f32(4, 3), v=REFUSED)  # fmt: skip
 
 # ---- Rows of two tables.
 

@@ -458,7 +458,7 @@ def _sum_with_data(s: _Sum) -> Result:
     by_constants = t.constants is not None and any(has_axes(d) for d in s.at(t.constants))
     through = by_constants and any(CONSTANT in dict(edge) for edge in t.edges)
     if roots and through:
-        s.refuse(list(roots), Why.TWO_SIDES, {})
+        s.refuse(list(roots), Why.TWO_SIDES, roots)
         return [], []
     if not roots:
         if _contracts_rows(s):

@@ -22,6 +22,9 @@ ROLES = {
 }
 
 
+_SUMMED = "weight", "constant"
+
+
 class Verdict(NamedTuple):
     """What a parameter is.
 
@@ -65,10 +68,20 @@ def verdicts(uses: Iterable[Use], shapes: Sequence[Shape]) -> list[Verdict]:
 
 
 def _as_such(uses: Sequence[Use]) -> Sequence[Use]:
-    """The uses of a weight, without what derivatives of those make of its elements or outputs."""
+    """The uses of a weight, without what derivatives of those make of its elements or outputs.
+
+    A forward derivative contracts a weight as the function does, with data or constants. One that
+    does not is of another function.
+    """
+    weights = {u.axes for u in uses if u.role == "weight"}
     least = min([u.derivative for u in uses if u.role == "weight"], default=Derivative.BACKWARD)
-    told = ("weight", "lookup")
-    return [u for u in uses if u.derivative <= least or (u.role in told and not u.is_backward)]
+    contracted = {u.derivative for u in uses if u.role in _SUMMED and u.axes in weights}
+
+    def counts(u: Use) -> bool:
+        of_others = u.derivative not in contracted or u.role in ("weight", "lookup")
+        return u.derivative <= least or (of_others and not u.is_backward)
+
+    return [u for u in uses if counts(u)]
 
 
 def _verdict(uses: Sequence[Use], shape: Shape, decided: set[tuple[int, AxisSet]]) -> Verdict:
