@@ -32,6 +32,7 @@ from .digits import (
 from .reasons import Why
 from .uses import (
     has_open_ends,
+    is_mixed,
     is_scaled,
     oriented_by_rows,
     refuse_network,
@@ -46,9 +47,11 @@ from .values import (
     Kind,
     Node,
     Part,
+    Rest,
     Term,
     Value,
     both,
+    constant,
     once,
     own_axes,
     regrouped,
@@ -98,10 +101,16 @@ def multiply(trace: "Walk", a: Value, b: Value, shape: Shape) -> Value:
             unknown=a.unknown or b.unknown,
         )
     a, b = _without_own_sums(a, (b,)), _without_own_sums(b, (a,))
-    factors = _is_factor(a) and _is_factor(b)
-    terms = [_product(s, t) for s, t in itertools.product(a.terms, b.terms)] if factors else []
-    if kind != Kind.DATA or not factors:
-        terms += [*_times(a, b, numbers), *_times(b, a, numbers)]
+    if _is_factor(a) and _is_factor(b):
+        terms = [_product(s, t) for s, t in itertools.product(a.terms, b.terms)]
+        terms += [*_times_constants(a, b, numbers), *_times_constants(b, a, numbers)]
+        if kind == Kind.DATA:  # where it is not there, times the number one
+            none = foreign(shape)
+            terms = [t._replace(data=none) if t.data is None else t for t in terms]
+    elif is_mixed(a) and is_mixed(b) and _are_open(a, b):
+        return _unknown(trace, (a, b), shape)
+    else:
+        terms = [*_times(a, b, numbers), *_times(b, a, numbers)]
     if _is_unknown(a) or _is_unknown(b):
         terms = [t._replace(unsure=t.unsure or Why.EITHER) for t in terms]
     for x, y in ((a, b), (b, a)):
@@ -111,7 +120,7 @@ def multiply(trace: "Walk", a: Value, b: Value, shape: Shape) -> Value:
     return tidied(trace, Value(
         shape, kind, varies, tuple(terms), echoes, seen=a.seen | b.seen, loops=a.loops | b.loops,
         blurred=a.blurred or b.blurred, unknown=a.unknown or b.unknown, one_hot=_hot(a, b),
-        in_terms=a.is_in_terms or b.is_in_terms,
+        rest=_rest_of_product(a, b),
     ), product=True)  # fmt: skip
 
 
@@ -157,13 +166,18 @@ def _hot(a: Value, b: Value) -> Dims | None:
 
 def _times(a: Value, b: Value, number: bool) -> list[Term]:
     """The terms of `a`, times what is no parameter in `b`, which may be a number."""
-    if not a.terms:
-        return []
     if b.kind == Kind.DATA:
         support = b.support
         return [_with_data(t, b, support) for t in a.terms]
-    if b.terms and a.kind == Kind.DATA:
+    if a.terms and b.terms:
         return [_product(s, t) for s, t in itertools.product(a.terms, b.terms)]
+    return _times_constants(a, b, number)
+
+
+def _times_constants(a: Value, b: Value, number: bool) -> list[Term]:
+    """The terms of `a`, times the constants in `b` that are no factors of its parameters."""
+    if not a.terms:
+        return []
     varies = b.varies
     for e in () if b.terms else b.echoes:  # a statistic of other parameters is like a constant
         if not _is_statistic_of(e, a.terms):
@@ -178,21 +192,51 @@ def _times(a: Value, b: Value, number: bool) -> list[Term]:
 
 def _has_constants_beside(value: Value) -> bool:
     """Whether constants are added to its terms, and not only multiplied with them."""
+    if value.kind == Kind.DATA:
+        return value.rest == Rest.CONSTANT
     return not any([t.constants and not besides(value.varies, t.constants) for t in value.terms])
 
 
 def _is_factor(value: Value) -> bool:
-    """Whether it is made of parameters, and of data that does not vary along all of their axes."""
+    """Whether it is made of parameters, and of data that does not vary along all of their axes.
+
+    Constants may be added to it, if what it is multiplied by are single numbers.
+    """
     if value.kind != Kind.DATA:
         return value.kind == Kind.PARAMETER and bool(value.terms)
-    return value.is_in_terms and all(
-        t.data is None
-        or (
-            not (t.is_rows or t.bent)
-            and all(n.parts or axes_of(without(n.dims, t.data)) for n in t.nodes)
-        )
-        for t in value.terms
+    numbers = not any(t.data and axes_of(t.data) for t in value.terms)
+    return is_mixed(value) and (numbers or value.is_in_terms)
+
+
+def _are_open(a: Value, b: Value) -> bool:
+    """Whether both have factors with axes that the other lacks."""
+    return all(
+        any([besides(n.dims, y.support) for t in x.terms for n in t.nodes])
+        for x, y in ((a, b), (b, a))
     )
+
+
+def _unknown(trace: "Walk", values: Sequence[Value], shape: Shape) -> Value:
+    """What is made of parameters, constants and numbers, if it is not told of which it is made."""
+    for v in values:
+        trace.refuse_all(v, Why.EITHER)
+    seen = functools.reduce(operator.or_, [v.seen for v in values])
+    loops = frozenset().union(*(v.loops for v in values))
+    made = constant(shape, Kind.PARAMETER)
+    return made._replace(seen=seen, loops=loops, unknown=True)
+
+
+def _rest_of_product(a: Value, b: Value) -> Rest:
+    """What is added to the terms of a product."""
+
+    def rest(v: Value, other: Value) -> Rest:
+        if v.terms or v.echoes:
+            return v.beside
+        is_number = v.kind == Kind.CONSTANT or not met(v.support, other.support)
+        return Rest.CONSTANT if is_number else Rest.DATA
+
+    each = rest(a, b), rest(b, a)
+    return Rest.NONE if Rest.NONE in each else max(each)
 
 
 def _with_data(t: Term, b: Value, support: Dims) -> Term:
@@ -371,21 +415,17 @@ def add(trace: "Walk", values: Sequence[Value], shape: Shape, is_sum: bool = Fal
             terms = [t._replace(residual=True) for t in terms]
     blurred = _blurred(values)
     unknown = kind == Kind.PARAMETER and any(map(_is_unknown, values))
-    in_terms = all(v.is_in_terms or _is_number(v) for v in values) and not any(joining)
+    joined = any([j and bool(v.terms or v.echoes) for v, j in zip(values, joining, strict=True)])
+    rest = Rest.DATA if joined else max([v.beside for v in values])
     result = Value(
         shape, kind, varies, tuple(terms), regrouped(echoes), seen, loops, blurred, unknown=unknown,
-        in_terms=in_terms,
+        rest=rest,
     )  # fmt: skip
     if unknown:
         result = result.in_doubt(Why.EITHER)
     elif is_sum and kind == Kind.PARAMETER and len(result.terms) > 1:
         result = _with_evidence(trace, result)
     return tidied(trace, result)
-
-
-def _is_number(value: Value) -> bool:
-    """Whether it is one number for all elements, such as the zeros that a loop begins with."""
-    return value.kind == Kind.CONSTANT and not axes_of(value.varies)
 
 
 def _joining(values: Sequence[Value], is_sum: bool) -> list[bool]:

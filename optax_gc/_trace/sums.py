@@ -32,6 +32,7 @@ from .uses import (
     goes_beyond,
     has_open_ends,
     is_all,
+    is_mixed,
     of_numbers,
     of_shards,
     of_windows,
@@ -41,7 +42,7 @@ from .uses import (
     used,
     with_slices_joined,
 )
-from .values import CONSTANT, Echo, Edge, Kind, Node, Term, Value, own_axes, regrouped
+from .values import CONSTANT, Echo, Edge, Kind, Node, Rest, Term, Value, own_axes, regrouped
 
 if TYPE_CHECKING:
     from .walk import Walk
@@ -139,6 +140,7 @@ def summed(trace: "Walk", value: Value, over: Sequence[int], dot: bool = False) 
     value = with_slices_joined(trace, value)
     terms: list[Term] = []
     echoes: list[Echo] = []
+    refused = False
     varies = value.support if value.kind == Kind.DATA else value.varies
     for t in value.terms:
         by_data = [
@@ -156,6 +158,7 @@ def summed(trace: "Walk", value: Value, over: Sequence[int], dot: bool = False) 
                 s = _Sum(trace, value, one, dims, dot)
                 more, found = rule(s)
                 left += more
+                refused = refused or bool(s.unclear)
                 echoes += [*found, *s.left()] if s.unclear else found
         if not left and len(echoes) == before:  # the result varies as what was refused or settled
             varies = vary(varies, t.support)
@@ -170,11 +173,16 @@ def summed(trace: "Walk", value: Value, over: Sequence[int], dot: bool = False) 
         for n in t.nodes
     )
     echoes += [_sum_echo(trace, value, e, over, weighted, dot) for e in value.echoes]
-    in_terms = value.in_terms and len(terms) == len(value.terms)
-    result = value.plain()._replace(varies=varies, terms=tuple(terms), echoes=(), in_terms=in_terms)
+    rest = value.rest if len(terms) == len(value.terms) else Rest.DATA
+    result = value.plain()._replace(varies=varies, terms=tuple(terms), echoes=(), rest=rest)
     left = [e for e in echoes if e.sliced or e.pending or e.parts or _in(e.dims, stay)]
     moved = regrouped([e.moved(keep) for e in left])
-    return result.moved(keep, shape)._replace(echoes=moved)
+    result = result.moved(keep, shape)._replace(echoes=moved)
+    numbers = refused and not any(t.data and axes_of(t.data) for t in value.terms)
+    if not (numbers and value.kind == Kind.DATA and is_mixed(value)):
+        return result
+    # It is no activation for that: without the numbers, it is of parameters and constants alone.
+    return result.in_doubt(Why.EITHER)._replace(kind=Kind.PARAMETER, echoes=(), unknown=True)
 
 
 def _chosen(dims: Iterable[Dim]) -> AxisSet:
@@ -325,7 +333,7 @@ def _sum_without_data(s: _Sum) -> Result:
     if not summed_nodes:
         return [s.rest()], []
     constant = t.constants is not None and any(has_axes(d) for d in s.at(t.constants))
-    factors = of_numbers(t) and sum(map(s.has_outputs, summed_nodes)) > 1
+    factors = of_numbers(t) and (constant or sum(map(s.has_outputs, summed_nodes)) > 1)
     if t.data is not None and not factors:
         return _sum_beside_data(s, summed_nodes, constant)
     if t.bent and t.edges and any(sum(has_axes(n.dims[d]) for n in t.nodes) > 1 for d in s.over):

@@ -22,7 +22,7 @@ from .digits import (
     without,
 )
 from .reasons import Why
-from .values import CONSTANT, Echo, Edge, Kind, Node, Term, Value, own_axes, regrouped
+from .values import CONSTANT, Echo, Edge, Kind, Node, Rest, Term, Value, own_axes, regrouped
 
 if TYPE_CHECKING:
     from .walk import Walk
@@ -184,7 +184,7 @@ def with_slices_joined(trace: "Walk", value: Value, final: bool = True) -> Value
         return value
     terms = tuple(t for t in value.terms if t not in gone)
     return value._replace(
-        varies=value.support, terms=terms, echoes=regrouped(echoes), in_terms=False
+        varies=value.support, terms=terms, echoes=regrouped(echoes), rest=Rest.DATA
     )
 
 
@@ -317,14 +317,31 @@ def of_numbers(t: Term) -> bool:
     return not any(met(n.dims, t.data) for n in t.nodes)
 
 
+def is_mixed(value: Value) -> bool:
+    """Whether it is made of parameters, of constants, and of data as factors are."""
+    if value.kind == Kind.PARAMETER or value.echoes or value.rest == Rest.DATA:
+        return value.kind == Kind.PARAMETER
+    return bool(value.terms) and all(map(_has_factors, value.terms))
+
+
+def _has_factors(t: Term) -> bool:
+    """Whether a product, if with data at all, is with such that leaves its parameters axes."""
+    if t.data is None:
+        return True
+    if t.is_rows or t.bent:
+        return False
+    # Between two others, a factor of a network has none.
+    ends = [n for n in t.nodes if not t.edges or own_axes(n)]
+    return bool(ends) and all([n.parts or axes_of(without(n.dims, t.data)) for n in ends])
+
+
 def is_scaled(value: Value) -> bool:
     """Whether it is made of parameters, and of inputs that have none of their axes."""
     return (
         value.kind == Kind.DATA
-        and value.is_in_terms
+        and is_mixed(value)
         and all(
             t.data is not None
-            and not (t.is_rows or t.bent)
             and all(own_axes(n) and not (n.parts or met(n.dims, t.data)) for n in t.nodes)
             for t in value.terms
         )

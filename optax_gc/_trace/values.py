@@ -24,6 +24,14 @@ class Kind(IntEnum):
     DATA = 2
 
 
+class Rest(IntEnum):
+    """What the summands of a value are that have no parameters in them."""
+
+    NONE = 0  # there are none, but for numbers that are the same in all elements
+    CONSTANT = 1  # constants, perhaps times numbers that are inputs
+    DATA = 2
+
+
 class Part(NamedTuple):
     """A slice of a parameter's axes that an image shows."""
 
@@ -218,7 +226,7 @@ class Value(NamedTuple):
     counts: Dims | None = None  # an iota, and along which dimensions
     one_hot: Dims | None = None  # along which dimensions it has a single one
     number: int | None = None  # a scalar integer that is known
-    in_terms: bool = False  # of its terms, whether they are all: no summand is without parameters
+    rest: Rest = Rest.DATA  # what is added to its terms
 
     def moved(
         self,
@@ -266,7 +274,16 @@ class Value(NamedTuple):
     @property
     def is_in_terms(self) -> bool:
         """Whether each of its summands has parameters whose use is still to come."""
-        return self.in_terms and bool(self.terms) and not self.echoes
+        return self.rest == Rest.NONE and bool(self.terms) and not self.echoes
+
+    @property
+    def beside(self) -> Rest:
+        """What its summands without terms are."""
+        if self.terms or self.echoes:
+            return Rest.DATA if self.echoes else self.rest
+        if self.kind == Kind.CONSTANT:
+            return Rest.CONSTANT if axes_of(self.varies) else Rest.NONE
+        return Rest.DATA
 
     @property
     def support(self) -> Dims:

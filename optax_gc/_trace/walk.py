@@ -16,7 +16,7 @@ from .products import axes, check_slices
 from .reasons import Why
 from .rules import RULES
 from .uses import could_be_weight, settle_network, settle_scale, with_slices_joined
-from .values import Echo, Kind, Node, Part, Term, Use, Value, constant, nothing, regrouped
+from .values import Echo, Kind, Node, Part, Rest, Term, Use, Value, constant, nothing, regrouped
 
 
 class Walk:
@@ -290,7 +290,7 @@ def walk(closed: Any, n_params: int, data: Sequence[bool]) -> set[Use]:
             foreign(shape),
             (Term((Node(p, own(shape)),)),),
             seen=1 << p,
-            in_terms=True,
+            rest=Rest.NONE,
         )
         for p, shape in enumerate(shapes)
     ]

@@ -12,7 +12,7 @@ from ..jaxprs import shape_of
 from ..reasons import Why
 from ..sums import contract, contract_all
 from ..uses import is_scaled
-from ..values import Kind, Node, Part, Value
+from ..values import Kind, Node, Part, Rest, Value
 
 if TYPE_CHECKING:
     from ..walk import Walk
@@ -163,7 +163,7 @@ def conv_general_dilated(trace: "Walk", eqn: Any, image: Value, kernel: Value) -
         for t in pure:
             trace.use(t.params, "elementwise")
         terms = tuple(t for t in image.terms if t.data is not None)
-        left = {"terms": terms, "kind": Kind.DATA, "varies": image.support, "in_terms": False}
+        left = {"terms": terms, "kind": Kind.DATA, "varies": image.support, "rest": Rest.DATA}
         image = image._replace(**left)
     full = (*grouped, *(kernel.shape[d] for d in k_sum))
     result = contract(trace, image, kernel, i_onto, k_onto, full, len(grouped))

@@ -13,7 +13,7 @@ from ..products import join, multiply
 from ..reasons import Why
 from ..sums import summed
 from ..uses import of_numbers
-from ..values import Echo, Kind, Node, Part, Term, Value, once, own_axes, regrouped
+from ..values import Echo, Kind, Node, Part, Rest, Term, Value, once, own_axes, regrouped
 from .slicing import whole_hot
 
 if TYPE_CHECKING:
@@ -219,10 +219,8 @@ def _summed_by_loop(
         echoes += total.echoes
     # What was refused or settled leaves the terms, and the value varies as before.
     varies = value.support if value.kind == Kind.DATA else value.varies
-    in_terms = value.in_terms and len(terms) == len(value.terms)
-    return value._replace(
-        varies=varies, terms=once(terms), echoes=regrouped(echoes), in_terms=in_terms
-    )
+    rest = value.rest if len(terms) == len(value.terms) else Rest.DATA
+    return value._replace(varies=varies, terms=once(terms), echoes=regrouped(echoes), rest=rest)
 
 
 def _of_others(parts: frozenset[Part], key: Any) -> frozenset[Part]:
