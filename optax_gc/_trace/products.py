@@ -107,7 +107,7 @@ def multiply(trace: "Walk", a: Value, b: Value, shape: Shape) -> Value:
         if kind == Kind.DATA:  # where it is not there, times the number one
             none = foreign(shape)
             terms = [t._replace(data=none) if t.data is None else t for t in terms]
-    elif is_mixed(a) and is_mixed(b) and _are_open(a, b):
+    elif kind == Kind.DATA and is_mixed(a) and is_mixed(b) and _are_open(a, b):
         return _unknown(trace, (a, b), shape)
     else:
         terms = [*_times(a, b, numbers), *_times(b, a, numbers)]
@@ -183,18 +183,11 @@ def _times_constants(a: Value, b: Value, number: bool) -> list[Term]:
         if not _is_statistic_of(e, a.terms):
             varies = vary(varies, e.dims)
     constant = bool(axes_of(varies))
-    if b.terms and not (constant and _has_constants_beside(b)):
+    if b.terms and not (constant and b.rest == Rest.CONSTANT):
         return []
     if number and not constant:
         return list(a.terms)
     return [t.with_constants(varies) for t in a.terms]
-
-
-def _has_constants_beside(value: Value) -> bool:
-    """Whether constants are added to its terms, and not only multiplied with them."""
-    if value.kind == Kind.DATA:
-        return value.rest == Rest.CONSTANT
-    return not any([t.constants and not besides(value.varies, t.constants) for t in value.terms])
 
 
 def _is_factor(value: Value) -> bool:
@@ -209,8 +202,8 @@ def _is_factor(value: Value) -> bool:
 
 
 def _are_open(a: Value, b: Value) -> bool:
-    """Whether both have factors with axes that the other lacks."""
-    return all(
+    """Whether both have factors with axes that the other lacks, or one is not known at all."""
+    return _is_unknown(a) or _is_unknown(b) or all(
         any([besides(n.dims, y.support) for t in x.terms for n in t.nodes])
         for x, y in ((a, b), (b, a))
     )
@@ -232,8 +225,8 @@ def _rest_of_product(a: Value, b: Value) -> Rest:
     def rest(v: Value, other: Value) -> Rest:
         if v.terms or v.echoes:
             return v.beside
-        is_number = v.kind == Kind.CONSTANT or not met(v.support, other.support)
-        return Rest.CONSTANT if is_number else Rest.DATA
+        shared = any([met(n.dims, v.support) for t in other.terms for n in t.nodes])
+        return Rest.DATA if shared and v.kind == Kind.DATA else Rest.CONSTANT
 
     each = rest(a, b), rest(b, a)
     return Rest.NONE if Rest.NONE in each else max(each)
@@ -439,10 +432,11 @@ def _joining(values: Sequence[Value], is_sum: bool) -> list[bool]:
     joining = [p or (is_sum and is_scaled(v)) for p, v in zip(parameters, values, strict=True)]
     if not all(joining):
         return joining
-    # With a number for each example, the sum is an activation all the same.
-    examples = any(t.data and axes_of(t.data) for v in values for t in v.terms)
+    # With a number for each of the positions that another has, the sum is an activation.
+    terms = [t for v in values for t in v.terms]
+    shared = any([s.data and met(n.dims, s.data) for s in terms for t in terms for n in t.nodes])
     statistics = any(v.echoes for v in values)
-    return parameters if examples or statistics else [False] * len(values)
+    return parameters if shared or statistics else [False] * len(values)
 
 
 def _with_windows_joined(values: Sequence[Value]) -> Sequence[Value]:

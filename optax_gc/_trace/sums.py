@@ -178,7 +178,7 @@ def summed(trace: "Walk", value: Value, over: Sequence[int], dot: bool = False) 
     left = [e for e in echoes if e.sliced or e.pending or e.parts or _in(e.dims, stay)]
     moved = regrouped([e.moved(keep) for e in left])
     result = result.moved(keep, shape)._replace(echoes=moved)
-    numbers = refused and not any(t.data and axes_of(t.data) for t in value.terms)
+    numbers = refused and all([t.data is None or of_numbers(t) for t in value.terms])
     if not (numbers and value.kind == Kind.DATA and is_mixed(value)):
         return result
     # It is no activation for that: without the numbers, it is of parameters and constants alone.
@@ -266,7 +266,9 @@ class _Sum:
 
     def has_outputs(self, i: int) -> bool:
         """Whether a node has axes that stay, or is seen in slices that no data chose of such."""
-        return bool(self.alone[i] or (self.t.picked is None and self.outputs(i).slices))
+        if self.alone[i] or (self.t.edges and axes_of(self.outputs(i).dims)):
+            return True
+        return self.t.picked is None and bool(self.outputs(i).slices)
 
     def _scales_others(self, i: int) -> bool:
         """Whether a node has fewer outputs than another, or fewer of its slices are seen."""

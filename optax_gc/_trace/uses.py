@@ -332,7 +332,7 @@ def _has_factors(t: Term) -> bool:
         return False
     # Between two others, a factor of a network has none.
     ends = [n for n in t.nodes if not t.edges or own_axes(n)]
-    return bool(ends) and all([n.parts or axes_of(without(n.dims, t.data)) for n in ends])
+    return all([n.parts or axes_of(without(n.dims, t.data)) for n in ends])
 
 
 def is_scaled(value: Value) -> bool:
