@@ -206,6 +206,7 @@ class Builder:
             "normalized": lambda: f"over_norm({make(shape)}, {axis})",
             "softmax": lambda: f"jax.nn.softmax({make(shape)}, {axis})",
             "masked": lambda: f"(K{shape} * {make(shape)})",
+            "beside constants": lambda: f"(K{shape} + {make(shape)})",
             # Added to inputs, a mean says less than another use as a weight.
             "mean": lambda: (
                 f"{make((k, *shape), UNCLEAR if part == ADDED else shifted(part))}.mean(0)"

@@ -321,7 +321,7 @@ def weights_gated_by_the_input():
         lambda p, x: jax.vmap(lambda x: x @ (p["w"] + jax.nn.sigmoid(x.mean()) * p["v"]))(x),
         {"w": W, "v": W},
         (X,),
-        {"w": Untold((0,)), "v": (0,)},
+        {"w": (0,), "v": (0,)},
     )
 
 

@@ -32,7 +32,6 @@ from .uses import (
     goes_beyond,
     has_open_ends,
     is_all,
-    is_mixed,
     of_numbers,
     of_shards,
     of_windows,
@@ -41,6 +40,7 @@ from .uses import (
     summed_axes,
     used,
     with_slices_joined,
+    without_numbers,
 )
 from .values import CONSTANT, Echo, Edge, Kind, Node, Rest, Term, Value, own_axes, regrouped
 
@@ -178,11 +178,7 @@ def summed(trace: "Walk", value: Value, over: Sequence[int], dot: bool = False) 
     left = [e for e in echoes if e.sliced or e.pending or e.parts or _in(e.dims, stay)]
     moved = regrouped([e.moved(keep) for e in left])
     result = result.moved(keep, shape)._replace(echoes=moved)
-    numbers = refused and all([t.data is None or of_numbers(t) for t in value.terms])
-    if not (numbers and value.kind == Kind.DATA and is_mixed(value)):
-        return result
-    # It is no activation for that: without the numbers, it is of parameters and constants alone.
-    return result.in_doubt(Why.EITHER)._replace(kind=Kind.PARAMETER, echoes=(), unknown=True)
+    return without_numbers(value, result) if refused else result
 
 
 def _chosen(dims: Iterable[Dim]) -> AxisSet:

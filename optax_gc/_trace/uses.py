@@ -324,6 +324,17 @@ def is_mixed(value: Value) -> bool:
     return bool(value.terms) and all(map(_has_factors, value.terms))
 
 
+def without_numbers(value: Value, total: Value) -> Value:
+    """A sum of a value, of which parameters were refused.
+
+    It is no activation for that, if it is made of parameters, constants and numbers alone.
+    """
+    numbers = all([t.data is None or of_numbers(t) for t in value.terms])
+    if not (numbers and value.kind == Kind.DATA and is_mixed(value)):
+        return total
+    return total.in_doubt(Why.EITHER)._replace(kind=Kind.PARAMETER, echoes=(), unknown=True)
+
+
 def _has_factors(t: Term) -> bool:
     """Whether a product, if with data at all, is with such that leaves its parameters axes."""
     if t.data is None:
