@@ -370,7 +370,9 @@ case("factors, both times a number of each example",
      lambda p, x, s: jnp.einsum("bi,bio->bo", x, (s * p["a"]) @ (s * p["b"])),
      FACTORS, X, EACH, a=(0,), b=(0,))  # fmt: skip
 case("factors, each times a number of each example, one beside constants",
-     lambda p, x, s: jnp.einsum("bi,bio->bo", x, (s * p["a"][None] + FROZEN[None]) @ (s * p["b"][None])),
+     lambda p, x, s: jnp.einsum(
+         "bi,bio->bo", x, (s * p["a"][None] + FROZEN[None]) @ (s * p["b"][None])
+     ),
      FACTORS, X, EACH, a=REFUSED, b=REFUSED)  # fmt: skip
 case("a bias times a number of each example, added to inputs without a batch",
      lambda p, x, s: (x[None] + s[:, 0] * p["b"][None]) @ p["w"],
@@ -402,7 +404,7 @@ case("weights between which a number interpolates",
      w=(0,), v=(0,))  # fmt: skip
 case("a weight between which and another a number of each example interpolates",
      lambda p, x, s: jnp.einsum("bi,bio->bo", x, p["v"] + s * (p["w"] - p["v"])),
-     {"w": W, "v": W}, X, EACH, w=(0,), v=Untold((0,)))  # fmt: skip
+     {"w": W, "v": W}, X, EACH, w=(0,), v=(0,))  # fmt: skip
 case("a direction times a number of each example, added to inputs",
      lambda p, x, s: (x + s[:, 0] * p["d"]) @ p["w"], {"d": f32(8), "w": W}, X, EACH,
      d=(), w=(0,))  # fmt: skip
