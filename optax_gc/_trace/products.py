@@ -203,9 +203,13 @@ def _is_factor(value: Value) -> bool:
 
 def _are_open(a: Value, b: Value) -> bool:
     """Whether both have factors with axes that the other lacks, or one is not known at all."""
-    return _is_unknown(a) or _is_unknown(b) or all(
-        any([besides(n.dims, y.support) for t in x.terms for n in t.nodes])
-        for x, y in ((a, b), (b, a))
+    return (
+        _is_unknown(a)
+        or _is_unknown(b)
+        or all(
+            any([besides(n.dims, y.support) for t in x.terms for n in t.nodes])
+            for x, y in ((a, b), (b, a))
+        )
     )
 
 
