@@ -1454,8 +1454,9 @@ for how, both in {"first": lambda a, b: (a, b), "last": lambda a, b: (b, a)}.ite
          {"w": W}, X, w=(0,))
 
 # One step from a layer: what shares its expression, or only looks like it.
+# Before 0.8, jnp.diag repeated it along the rows: as a scale of outputs.
 case("a diagonal matrix of a scale", lambda p, x: jnp.tanh(x @ jnp.diag(p["s"])) @ p["w"],
-     {"s": f32(8), "w": W}, X, s=Untold(()), w=since_0_8((0,)))
+     {"s": f32(8), "w": W}, X, s=Untold(()) if since_0_8 is tuple else (), w=(0,))
 case("a weight of which some rows are a bias",
      lambda p, x: (jnp.tanh(x @ p["w"]), jnp.tanh(x[:, :6] + p["w"][np.array([1, 2, 5])])),
      {"w": W}, X, w=REFUSED)
