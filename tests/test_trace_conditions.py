@@ -359,28 +359,28 @@ case("latents and their projection, both times a number",
      lambda p, x, s: jnp.tanh(x @ (s * p["w"]) @ ((s * p["u"]) @ (s * p["w"])).T),
      {"u": f32(9, 8), "w": W}, X, NUMBER, u=Untold(()), w=Untold((0,)))  # fmt: skip
 FROZEN = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
-case("factors, each times a number, one beside constants",
+case("factors, both times a number, one beside constants",
      lambda p, x, s: x @ ((s * p["a"] + FROZEN) @ (s * p["b"])),
      FACTORS, X, NUMBER, a=(0,), b=(0,))  # fmt: skip
-case("a factor before another with constants, each times a number",
+case("a factor before another with constants, both times a number",
      lambda p, x, s: x @ ((s * p["b"].T) @ (s * (p["a"] + FROZEN).T)),
      FACTORS, f32(4, 6), NUMBER, a=(1,), b=(1,))  # fmt: skip
 EACH = f32(3, 1, 1)  # a number for each example
 case("factors, both times a number of each example",
      lambda p, x, s: jnp.einsum("bi,bio->bo", x, (s * p["a"]) @ (s * p["b"])),
      FACTORS, X, EACH, a=(0,), b=(0,))  # fmt: skip
-case("factors, each times a number of each example, one beside constants",
+case("factors, both times a number of each example, one beside constants",
      lambda p, x, s: jnp.einsum(
          "bi,bio->bo", x, (s * p["a"][None] + FROZEN[None]) @ (s * p["b"][None])
      ),
-     FACTORS, X, EACH, a=REFUSED, b=REFUSED)  # fmt: skip
+     FACTORS, X, EACH, a=Untold((0,)), b=Untold((0,)))  # fmt: skip
 case("a bias times a number of each example, added to inputs without a batch",
      lambda p, x, s: (x[None] + s[:, 0] * p["b"][None]) @ p["w"],
      {"b": f32(8), "w": W}, f32(8), EACH, b=(), w=(0,))  # fmt: skip
 case("weights added up, one times a number of each example",
      lambda p, x, s: jnp.einsum("bi,bio->bo", x, p["w"][None] + s * p["v"][None]),
      {"w": W, "v": W}, X, EACH, w=(0,), v=(0,))  # fmt: skip
-case("a weight and an update times a number, before another times a number",
+case("a weight and an update before another, both times a number",
      lambda p, x, s: x @ ((p["w"] + s * p["v"]) @ (s * p["u"])),
      {"w": W, "v": W, "u": f32(6, 5)}, X, NUMBER, w=(0,), v=(0,), u=(0,))  # fmt: skip
 case("slices of factors, each times a number, added up",

@@ -90,6 +90,8 @@ def multiply(trace: "Walk", a: Value, b: Value, shape: Shape) -> Value:
     b = with_slices_joined(trace, b, final=a.kind == Kind.PARAMETER)
     if not (a.terms or b.terms or a.echoes or b.echoes):
         hot = _hot(a, b)
+        if (_is_unknown(a) or _is_unknown(b)) and not met(a.support, b.support):
+            kind = Kind.PARAMETER  # times numbers
         return Value(
             shape,
             kind,
@@ -207,7 +209,7 @@ def _are_open(a: Value, b: Value) -> bool:
         _is_unknown(a)
         or _is_unknown(b)
         or all(
-            any([besides(n.dims, y.support) for t in x.terms for n in t.nodes])
+            any([n.parts or besides(n.dims, y.support) for t in x.terms for n in t.nodes])
             for x, y in ((a, b), (b, a))
         )
     )
@@ -229,8 +231,10 @@ def _rest_of_product(a: Value, b: Value) -> Rest:
     def rest(v: Value, other: Value) -> Rest:
         if v.terms or v.echoes:
             return v.beside
-        shared = any([met(n.dims, v.support) for t in other.terms for n in t.nodes])
-        return Rest.DATA if shared and v.kind == Kind.DATA else Rest.CONSTANT
+        constants = other.varies
+        for t in other.terms:
+            constants = constants if t.data is None else without(constants, t.data)
+        return Rest.DATA if v.kind == Kind.DATA and met(constants, v.support) else Rest.CONSTANT
 
     each = rest(a, b), rest(b, a)
     return Rest.NONE if Rest.NONE in each else max(each)

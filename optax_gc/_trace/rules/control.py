@@ -6,7 +6,19 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import jaxprs
-from ..digits import NONE, VARYING, Dims, Factor, Shape, axes_of, foreign, has_axes, lost, met
+from ..digits import (
+    NONE,
+    VARYING,
+    Dims,
+    Factor,
+    Shape,
+    axes_of,
+    foreign,
+    has_axes,
+    lost,
+    met,
+    varying,
+)
 from ..jaxprs import shape_of
 from ..liveness import CALLS, CUSTOM_CALLS
 from ..products import join, multiply
@@ -211,6 +223,7 @@ def _summed_by_loop(
             trace.refuse(t.params, Why.SLICES)
         else:
             slices.append(t._replace(residual=False))  # the loop's sum begins with that data
+    refused = len(terms) + len(slices) < len(value.terms)  # but for scales of data
     if slices or sliced:
         steps = value._replace(terms=tuple(slices), echoes=sliced)
         steps = _stacked(steps, (length, *value.shape), key, length)
@@ -220,7 +233,10 @@ def _summed_by_loop(
     # What was refused or settled leaves the terms, and the value varies as before.
     varies = value.support if value.kind == Kind.DATA else value.varies
     rest = value.rest if len(terms) == len(value.terms) else Rest.DATA
-    return value._replace(varies=varies, terms=once(terms), echoes=regrouped(echoes), rest=rest)
+    total = value._replace(varies=varies, terms=once(terms), echoes=regrouped(echoes), rest=rest)
+    if refused and value.kind == Kind.PARAMETER:
+        return total._replace(varies=varying(value.shape), unknown=True)
+    return total
 
 
 def _of_others(parts: frozenset[Part], key: Any) -> frozenset[Part]:
