@@ -31,6 +31,7 @@ from .digits import (
 )
 from .reasons import Why
 from .uses import (
+    has_factors,
     has_open_ends,
     is_mixed,
     is_scaled,
@@ -90,8 +91,8 @@ def multiply(trace: "Walk", a: Value, b: Value, shape: Shape) -> Value:
     b = with_slices_joined(trace, b, final=a.kind == Kind.PARAMETER)
     if not (a.terms or b.terms or a.echoes or b.echoes):
         hot = _hot(a, b)
-        if (_is_unknown(a) or _is_unknown(b)) and not met(a.support, b.support):
-            kind = Kind.PARAMETER  # times numbers
+        if any([_is_unknown(x) and not axes_of(y.support) for x, y in ((a, b), (b, a))]):
+            kind = Kind.PARAMETER  # times a number
         return Value(
             shape,
             kind,
@@ -103,17 +104,20 @@ def multiply(trace: "Walk", a: Value, b: Value, shape: Shape) -> Value:
             unknown=a.unknown or b.unknown,
         )
     a, b = _without_own_sums(a, (b,)), _without_own_sums(b, (a,))
+    doubtful = _is_unknown(a) or _is_unknown(b)
     if _is_factor(a) and _is_factor(b):
         terms = [_product(s, t) for s, t in itertools.product(a.terms, b.terms)]
         terms += [*_times_constants(a, b, numbers), *_times_constants(b, a, numbers)]
         if kind == Kind.DATA:  # where it is not there, times the number one
             none = foreign(shape)
             terms = [t._replace(data=none) if t.data is None else t for t in terms]
-    elif kind == Kind.DATA and is_mixed(a) and is_mixed(b) and _are_open(a, b):
+    elif kind == Kind.DATA and is_mixed(a) and is_mixed(b) and (doubtful or _are_open(a, b)):
         return _unknown(trace, (a, b), shape)
     else:
         terms = [*_times(a, b, numbers), *_times(b, a, numbers)]
-    if _is_unknown(a) or _is_unknown(b):
+        in_terms = a.is_in_terms and b.is_in_terms
+        doubtful |= a.kind == b.kind == Kind.DATA and not in_terms and _are_open(a, b)
+    if doubtful:
         terms = [t._replace(unsure=t.unsure or Why.EITHER) for t in terms]
     for x, y in ((a, b), (b, a)):
         if x.kind == Kind.PARAMETER and y.kind == Kind.DATA:
@@ -204,14 +208,16 @@ def _is_factor(value: Value) -> bool:
 
 
 def _are_open(a: Value, b: Value) -> bool:
-    """Whether both have factors with axes that the other lacks, or one is not known at all."""
-    return (
-        _is_unknown(a)
-        or _is_unknown(b)
-        or all(
-            any([n.parts or besides(n.dims, y.support) for t in x.terms for n in t.nodes])
-            for x, y in ((a, b), (b, a))
+    """Whether both have factors with axes that the other lacks."""
+    return all(
+        any(
+            [
+                n.parts or besides(n.dims, y.support)
+                for t in filter(has_factors, x.terms)
+                for n in t.nodes
+            ]
         )
+        for x, y in ((a, b), (b, a))
     )
 
 

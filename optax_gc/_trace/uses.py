@@ -321,7 +321,7 @@ def is_mixed(value: Value) -> bool:
     """Whether it is made of parameters, of constants, and of data as factors are."""
     if value.kind == Kind.PARAMETER or value.echoes or value.rest == Rest.DATA:
         return value.kind == Kind.PARAMETER
-    return bool(value.terms) and all(map(_has_factors, value.terms))
+    return bool(value.terms) and all(map(has_factors, value.terms))
 
 
 def without_numbers(value: Value, total: Value) -> Value:
@@ -335,7 +335,7 @@ def without_numbers(value: Value, total: Value) -> Value:
     return total.in_doubt(Why.EITHER)._replace(kind=Kind.PARAMETER, echoes=(), unknown=True)
 
 
-def _has_factors(t: Term) -> bool:
+def has_factors(t: Term) -> bool:
     """Whether a product, if with data at all, is with such that leaves its parameters axes."""
     if t.data is None:
         return True
